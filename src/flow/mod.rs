@@ -1,0 +1,7 @@
+//! The record: what a flow, a gap or the agent itself looks like to those who read it.
+//!
+//! Pure: no I/O, no clock.
+
+mod gap;
+
+pub use gap::{Gap, GapCause, GapKinds, Precision};
