@@ -7,3 +7,6 @@
 pub mod capture;
 pub mod ctnetlink;
 pub mod flow;
+pub mod format;
+pub mod sink;
+pub mod spool;

@@ -3,5 +3,9 @@
 //! Pure: no I/O, no clock.
 
 mod gap;
+mod record;
 
 pub use gap::{Gap, GapCause, GapKinds, Precision};
+pub use record::{
+    AgentAction, AgentNote, Batch, Body, Expectation, Flow, FlowEvent, Identity, Rare, Record, View,
+};
