@@ -1,6 +1,7 @@
 //! `nf_conntrack_max`, borrowed: it is one number for the whole host, so tests in several threads
 //! and processes agree on it through locks, and the last one puts it back.
 //!
+//! Whoever makes entries holds this, else somebody's low limit refuses them.
 //! Those that only need room share the lock; one that needs a low limit has it alone. A process
 //! that was killed leaves the original value in the lock file, and the next user restores it.
 //! Must be called in the initial network namespace: elsewhere the kernel lets nobody write it.
@@ -93,4 +94,27 @@ fn read_limit() -> Result<u64> {
 fn write_limit(entries: u64) -> Result<()> {
     fs::write(NF_CONNTRACK_MAX, entries.to_string())
         .map_err(|error| format!("{NF_CONNTRACK_MAX} = {entries}: {error}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_raised_and_put_back() {
+        let original = {
+            // Alone, so that no other test's value is taken for the original.
+            let _alone = HostLimit::exactly(12_345).expect("the limit");
+            assert_eq!(read_limit().expect("the limit"), 12_345);
+            fs::read_to_string(std::env::temp_dir().join("conntrail-lab-limit-use.lock"))
+                .expect("the lock file")
+                .parse::<u64>()
+                .expect("a number")
+        };
+        let first = HostLimit::at_least(original + 10).expect("the limit");
+        let second = HostLimit::at_least(original + 5).expect("the limit");
+        drop(first);
+        assert!(read_limit().expect("the limit") >= original + 10);
+        drop(second);
+    }
 }
