@@ -8,5 +8,6 @@ pub mod capture;
 pub mod ctnetlink;
 pub mod flow;
 pub mod format;
+pub mod pipeline;
 pub mod sink;
 pub mod spool;
