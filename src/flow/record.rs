@@ -88,6 +88,18 @@ pub enum AgentAction {
     ValveClosed,
 }
 
+impl AgentAction {
+    pub fn name(self) -> &'static str {
+        match self {
+            AgentAction::Started => "started",
+            AgentAction::Stopped => "stopped",
+            AgentAction::Reloaded => "reloaded",
+            AgentAction::ValveOpened => "valve_opened",
+            AgentAction::ValveClosed => "valve_closed",
+        }
+    }
+}
+
 /// What is the same for every record of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -1,6 +1,13 @@
 //! Records to bytes, one file a format. No I/O.
 
-use crate::flow::View;
+mod conntrack;
+mod json;
+mod time;
+
+use crate::flow::{FieldSet, View};
+
+pub use conntrack::Conntrack;
+pub use json::Json;
 
 /// A format as the configuration names it. Adding one is a file here and a row in each `match`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +25,15 @@ impl FormatKind {
         match self {
             FormatKind::Json => "json",
             FormatKind::Conntrack => "conntrack",
+        }
+    }
+
+    /// A writer of this format with the fields that were selected.
+    pub fn build(self, fields: FieldSet) -> Box<dyn Format> {
+        match self {
+            FormatKind::Json => Box::new(Json::new(fields)),
+            // A text for people: its columns are conntrack's, whatever is selected.
+            FormatKind::Conntrack => Box::new(Conntrack::default()),
         }
     }
 }
