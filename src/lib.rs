@@ -5,6 +5,7 @@
 //! bytes, `sink` delivers them. `control` asks the kernel what is not told; `agent` wires it all.
 
 pub mod capture;
+pub mod config;
 pub mod ctnetlink;
 pub mod flow;
 pub mod format;
