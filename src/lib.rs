@@ -5,5 +5,6 @@
 //! bytes, `sink` delivers them. `control` asks the kernel what is not told; `agent` wires it all.
 
 pub mod capture;
+pub mod control;
 pub mod ctnetlink;
 pub mod flow;
