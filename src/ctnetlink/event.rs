@@ -18,7 +18,7 @@ pub enum Kind {
     Update,
     /// `IPCTNL_MSG_CT_DELETE`.
     Destroy,
-    /// `IPCTNL_MSG_CT_NEW` in a dump (the reader knows, the message does not say).
+    /// `IPCTNL_MSG_CT_NEW` with `NLM_F_MULTI`: an entry of a dump, or the answer to a single GET.
     Entry,
 }
 
@@ -216,7 +216,8 @@ impl Conn {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extra {
     pub master: Tuple,
-    /// `CTA_LABELS`: 128 bits as the kernel lays them out (`unsigned long` words in host order).
+    /// `CTA_LABELS`: 128 bits as the kernel lays them out, `unsigned long` words in host order. On a
+    /// little-endian host label `n` is bit `n % 8` of byte `n / 8`; see [`Extra::has_label`].
     pub labels: [u8; 16],
     pub sctp_vtag_orig: u32,
     pub sctp_vtag_reply: u32,
@@ -224,6 +225,21 @@ pub struct Extra {
     pub seq_adj_orig: SeqAdj,
     pub seq_adj_reply: SeqAdj,
     pub synproxy: Synproxy,
+}
+
+impl Extra {
+    /// Whether connlabel `label` (0 to 127) is set. Means something only with [`Attrs::LABELS`].
+    pub fn has_label(&self, label: u8) -> bool {
+        const WORD: usize = size_of::<usize>();
+        let word = usize::from(label) / (WORD * 8);
+        let Some(bytes) = self.labels[..].chunks_exact(WORD).nth(word) else {
+            return false;
+        };
+        let bytes: [u8; WORD] = bytes.try_into().expect("chunks_exact gives whole words");
+        // An `unsigned long` of the kernel: the same width as `usize`, unless a 32-bit program runs
+        // on a 64-bit kernel, where on big-endian hosts the words of a pair change places.
+        usize::from_ne_bytes(bytes) >> (usize::from(label) % (WORD * 8)) & 1 == 1
+    }
 }
 
 /// One decoded conntrack message. Made once and decoded into again and again.
@@ -236,6 +252,15 @@ pub struct Event<'a> {
     pub helper: &'a [u8],
     /// `CTA_SECCTX_NAME` without its final NUL.
     pub secctx: &'a [u8],
+}
+
+impl Event<'_> {
+    /// Back to nothing. Whole and not only the masks: then what is absent is 0, events can be
+    /// compared, and it costs about as much as one attribute.
+    #[inline]
+    pub(super) fn reset(&mut self) {
+        *self = Event::default();
+    }
 }
 
 /// One decoded expectation message (`IPCTNL_MSG_EXP_NEW` or `IPCTNL_MSG_EXP_DELETE`).
@@ -257,4 +282,45 @@ pub struct Expect<'a> {
     pub zone: u16,
     pub helper: &'a [u8],
     pub function: &'a [u8],
+}
+
+/// `IPCTNL_MSG_CT_GET_STATS_CPU`: `struct ip_conntrack_stat` of one CPU. 32 bits, they wrap.
+/// `None`: this kernel does not give it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuStats {
+    pub cpu: u16,
+    pub found: Option<u32>,
+    pub invalid: Option<u32>,
+    pub insert: Option<u32>,
+    pub insert_failed: Option<u32>,
+    pub drop: Option<u32>,
+    pub early_drop: Option<u32>,
+    pub error: Option<u32>,
+    pub search_restart: Option<u32>,
+    pub clash_resolve: Option<u32>,
+    pub chain_toolong: Option<u32>,
+    // Those that today's kernels no longer send.
+    pub searched: Option<u32>,
+    pub new: Option<u32>,
+    pub ignore: Option<u32>,
+    pub delete: Option<u32>,
+    pub delete_list: Option<u32>,
+}
+
+/// `IPCTNL_MSG_CT_GET_STATS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// `nf_conntrack_count` of the namespace.
+    pub entries: Option<u32>,
+    /// `nf_conntrack_max` of the host.
+    pub max_entries: Option<u32>,
+}
+
+/// `IPCTNL_MSG_EXP_GET_STATS_CPU` of one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpectStats {
+    pub cpu: u16,
+    pub new: Option<u32>,
+    pub create: Option<u32>,
+    pub delete: Option<u32>,
 }
