@@ -22,20 +22,17 @@ use std::time::Duration;
 use bytes::BufMut;
 use futures_util::Stream;
 use netlink_packet_core::{
-    NLM_F_DUMP_INTR, NLMSG_ERROR, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    NLM_F_DUMP_INTR, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
 };
 use netlink_proto::{
     Connection, ConnectionHandle, NetlinkCodec, ReplyExpectation, from_socket_with_codec,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{AsyncSocket, Socket, SocketAddr};
-use tokio::io::unix::AsyncFd;
+use netlink_sys::{AsyncSocket, Socket, SocketAddr, TokioSocket};
 
 use super::Error;
-
-/// `struct nlmsghdr`.
-pub(super) const NLMSG_HDRLEN: usize = 16;
+use crate::ctnetlink::uapi::netlink::NLMSG_HDRLEN;
 
 /// The kernel answers while it is asked, in microseconds, and makes each 32 KiB of a dump in less
 /// than 1 ms: a silence of this length is no load, it is a fault.
@@ -139,9 +136,8 @@ pub(super) trait Paced: AsyncSocket {
 }
 
 /// The socket to the kernel.
-#[derive(Debug)]
 pub(super) struct KernelSocket {
-    fd: AsyncFd<Socket>,
+    socket: TokioSocket,
     notes: Notes,
 }
 
@@ -153,21 +149,19 @@ impl Paced for KernelSocket {
 
 impl AsyncSocket for KernelSocket {
     fn socket_ref(&self) -> &Socket {
-        self.fd.get_ref()
+        self.socket.socket_ref()
     }
 
     fn socket_mut(&mut self) -> &mut Socket {
-        self.fd.get_mut()
+        self.socket.socket_mut()
     }
 
     fn new(protocol: isize) -> io::Result<Self> {
-        let socket = Socket::new(protocol)?;
-        socket.set_non_blocking(true)?;
-        Ok(Self { fd: AsyncFd::new(socket)?, notes: Notes::default() })
+        Ok(Self { socket: TokioSocket::new(protocol)?, notes: Notes::default() })
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_send_to(cx, buf, &SocketAddr::new(0, 0))
+        self.socket.poll_send(cx, buf).map(|sent| self.notes.keep(sent))
     }
 
     fn poll_send_to(
@@ -176,12 +170,7 @@ impl AsyncSocket for KernelSocket {
         buf: &[u8],
         addr: &SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            if let Ok(sent) = guard.try_io(|fd| fd.get_ref().send_to(buf, addr, 0)) {
-                return Poll::Ready(self.notes.keep(sent));
-            }
-        }
+        self.socket.poll_send_to(cx, buf, addr).map(|sent| self.notes.keep(sent))
     }
 
     fn poll_recv<B: BufMut>(&self, cx: &mut Context<'_>, buf: &mut B) -> Poll<io::Result<()>> {
@@ -197,25 +186,18 @@ impl AsyncSocket for KernelSocket {
             // Nobody is woken by this: the link polls again when it has given a new permission.
             return Poll::Pending;
         }
-        loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            let room = buf.chunk_mut().len();
-            // With MSG_TRUNC the length is that of the datagram, however little of it fitted.
-            let read = guard.try_io(|fd| fd.get_ref().recv_from(buf, libc::MSG_TRUNC));
-            if let Ok(read) = read {
-                self.notes.allowed.set(false);
-                let (length, from) = self.notes.keep(read)?;
-                self.notes.truncated.set(self.notes.truncated.get() || length > room);
-                return Poll::Ready(Ok(from));
-            }
-        }
+        let (room, before) = (buf.chunk_mut().len(), buf.remaining_mut());
+        let read = ready!(self.socket.poll_recv_from(cx, buf));
+        self.notes.allowed.set(false);
+        // netlink-sys drops MSG_TRUNC. A datagram that fills the whole buffer was longer: the
+        // buffer has 64 KiB and the kernel makes 32 KiB at most.
+        let full = read.is_ok() && before - buf.remaining_mut() >= room;
+        self.notes.truncated.set(self.notes.truncated.get() || full);
+        Poll::Ready(self.notes.keep(read))
     }
 
-    fn poll_recv_from_full(
-        &self,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Vec<u8>, SocketAddr)>> {
-        // As much as netlink-proto itself reserves; a dump's datagrams have 32 KiB at most.
+    fn poll_recv_from_full(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Vec<u8>, SocketAddr)>> {
+        // As much as netlink-proto itself reserves.
         let mut buf = Vec::with_capacity(64 * 1024);
         self.poll_recv_from(cx, &mut buf).map_ok(|from| (buf, from))
     }
@@ -248,6 +230,14 @@ pub(super) enum Answer {
     Done(i32),
 }
 
+/// Why a round ends before its answer does.
+enum Stop {
+    Socket(io::Error),
+    /// An error that answers no question is that of a batch's marker: it stands for the whole
+    /// batch, whose messages get no answer of their own.
+    Batch(i32),
+}
+
 /// What happened to a round beside its answers. Once set, stays set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Marks {
@@ -264,8 +254,8 @@ impl Link {
     /// and time.
     pub(super) fn open() -> Result<Self, Error> {
         let doing = "opening a netlink socket";
-        let socket = KernelSocket::new(NETLINK_NETFILTER).map_err(|error| {
-            match error.raw_os_error() {
+        let socket =
+            KernelSocket::new(NETLINK_NETFILTER).map_err(|error| match error.raw_os_error() {
                 Some(errno) => match Error::refused(doing, errno) {
                     Error::Missing { doing, source, .. } => {
                         Error::Missing { doing, what: "NETLINK_NETFILTER (nfnetlink)", source }
@@ -273,8 +263,7 @@ impl Link {
                     other => other,
                 },
                 None => Error::Gone { doing, source: error },
-            }
-        })?;
+            })?;
         Ok(Self::over(socket))
     }
 }
@@ -295,11 +284,7 @@ impl<S: Paced> Link<S> {
     }
 
     /// Asks; `doing` is for error messages.
-    pub(super) fn ask(
-        &mut self,
-        doing: &'static str,
-        request: Raw,
-    ) -> Result<Round<'_, S>, Error> {
+    pub(super) fn ask(&mut self, doing: &'static str, request: Raw) -> Result<Round<'_, S>, Error> {
         self.begin(doing)?;
         let messages = self
             .handle
@@ -349,7 +334,7 @@ impl<S: Paced> Link<S> {
         cx: &mut Context<'_>,
         messages: &mut Messages,
         marks: &mut Marks,
-    ) -> Poll<io::Result<Option<NetlinkMessage<Raw>>>> {
+    ) -> Poll<Result<Option<NetlinkMessage<Raw>>, Stop>> {
         loop {
             if let Poll::Ready(message) = messages.as_mut().poll_next(cx) {
                 return Poll::Ready(Ok(message));
@@ -357,10 +342,8 @@ impl<S: Paced> Link<S> {
             while let Poll::Ready(Some((message, _))) = self.unasked.as_mut().poll_next(cx) {
                 match message.payload {
                     NetlinkPayload::Overrun(_) => marks.overrun = true,
-                    // An error that answers no question is that of a batch's marker: it stands
-                    // for the whole batch, whose messages get no answer of their own.
-                    NetlinkPayload::Error(ref error) if error.code.is_some() => {
-                        return Poll::Ready(Ok(Some(message)));
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        return Poll::Ready(Err(Stop::Batch(error.raw_code().saturating_neg())));
                     }
                     _ => {}
                 }
@@ -372,7 +355,7 @@ impl<S: Paced> Link<S> {
             if ended {
                 let failure = self.notes().failure.take();
                 let closed = || io::Error::from(io::ErrorKind::ConnectionAborted);
-                return Poll::Ready(Err(failure.unwrap_or_else(closed)));
+                return Poll::Ready(Err(Stop::Socket(failure.unwrap_or_else(closed))));
             }
             if !read {
                 return Poll::Pending;
@@ -416,7 +399,10 @@ impl<S: Paced> Round<'_, S> {
         let message = tokio::time::timeout(after, step)
             .await
             .map_err(|_| Error::TimedOut { doing, after })?
-            .map_err(|source| Error::Gone { doing, source })?;
+            .map_err(|stop| match stop {
+                Stop::Socket(source) => Error::Gone { doing, source },
+                Stop::Batch(errno) => Error::refused(doing, errno),
+            })?;
         let Some(message) = message else {
             self.link.busy = false;
             return Ok(None);
@@ -433,19 +419,40 @@ impl<S: Paced> Round<'_, S> {
         }
     }
 
-    /// Reads the rest of the answer and gives its only message. A refusal is an error.
-    pub(super) async fn one(mut self) -> Result<Raw, Error> {
-        let mut first = None;
+    pub(super) fn doing(&self) -> &'static str {
+        self.doing
+    }
+
+    /// Reads the rest of the answer, so that the link can be used again.
+    pub(super) async fn drain(&mut self) -> Result<(), Error> {
+        while self.next().await?.is_some() {}
+        Ok(())
+    }
+
+    /// Reads the answer to its end and gives its only message. A refusal is an error.
+    pub(super) async fn one(self) -> Result<Raw, Error> {
+        let doing = self.doing;
+        self.last().await?.ok_or(Error::Malformed { doing, why: "it is empty" })
+    }
+
+    /// Reads the answer of a request that asked for an acknowledgement.
+    pub(super) async fn acknowledged(self) -> Result<(), Error> {
+        self.last().await.map(drop)
+    }
+
+    async fn last(mut self) -> Result<Option<Raw>, Error> {
+        let mut message = None;
+        let mut refused = None;
         while let Some(answer) = self.next().await? {
             match answer {
-                Answer::Message(raw) if first.is_none() => first = Some(raw),
-                Answer::Message(_) | Answer::Ack | Answer::Done(0) => {}
+                Answer::Message(raw) => message = Some(raw),
+                Answer::Ack | Answer::Done(0) => {}
+                // The first refusal is the cause; those after it may be its consequences.
                 Answer::Refused(errno) | Answer::Done(errno) => {
-                    self.link.busy = false;
-                    return Err(Error::refused(self.doing, errno));
+                    refused = refused.or(Some(Error::refused(self.doing, errno)));
                 }
             }
         }
-        first.ok_or(Error::Malformed { doing: self.doing, why: "it is empty" })
+        refused.map_or(Ok(message), Err)
     }
 }
