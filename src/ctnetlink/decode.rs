@@ -712,3 +712,195 @@ fn expect_stats_attributes(
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::Kind;
+    use super::super::request::{Header, Writer, message_type, write_tuple};
+    use super::super::uapi::conntrack::msg;
+    use super::super::uapi::netlink::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_MULTI};
+    use super::super::uapi::nfnetlink::NFNL_SUBSYS_CTNETLINK;
+    use super::super::wire::messages;
+    use super::*;
+
+    fn datagram(command: u8, flags: u16, write: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut writer = Writer::new();
+        let message_type = message_type(NFNL_SUBSYS_CTNETLINK, command);
+        writer.message(Header { message_type, flags, seq: 0, family: 2, res_id: 0 });
+        write(&mut writer);
+        writer.finish()
+    }
+
+    fn one(bytes: &[u8]) -> Message<'_> {
+        messages(bytes).next().unwrap().unwrap()
+    }
+
+    fn decode(bytes: &[u8]) -> (Result<(), Malformed>, Event<'_>, Tally) {
+        let (mut event, mut tally) = (Event::default(), Tally::default());
+        let result = decode_conn(&one(bytes), &mut event, &mut tally);
+        (result, event, tally)
+    }
+
+    fn kind_of(command: u8, flags: u16) -> Kind {
+        let bytes = datagram(command, flags, |_| {});
+        let (result, event, _) = decode(&bytes);
+        result.unwrap();
+        event.kind
+    }
+
+    #[test]
+    fn type_and_flags_say_the_kind() {
+        assert_eq!(kind_of(msg::IPCTNL_MSG_CT_NEW, NLM_F_CREATE | NLM_F_EXCL), Kind::New);
+        assert_eq!(kind_of(msg::IPCTNL_MSG_CT_NEW, 0), Kind::Update);
+        assert_eq!(kind_of(msg::IPCTNL_MSG_CT_DELETE, 0), Kind::Destroy);
+        assert_eq!(kind_of(msg::IPCTNL_MSG_CT_NEW, NLM_F_MULTI), Kind::Entry);
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_event_stays() {
+        let full = datagram(msg::IPCTNL_MSG_CT_NEW, 0, |writer| {
+            let tuple = Tuple {
+                src_bytes: [9; 16],
+                v6: true,
+                parts: TupleParts::SRC | TupleParts::SRC_PORT,
+                src_port: 7,
+                ..Tuple::default()
+            };
+            write_tuple(writer, cta::CTA_TUPLE_ORIG, &tuple);
+            write_tuple(writer, cta::CTA_TUPLE_MASTER, &tuple);
+            writer.be32(cta::CTA_MARK, 5).bytes(cta::CTA_LABELS, &[1; 16]);
+            writer.nest(cta::CTA_HELP, |writer| {
+                writer.text(help::CTA_HELP_NAME, b"ftp");
+            });
+        });
+        let empty = datagram(msg::IPCTNL_MSG_CT_DELETE, 0, |_| {});
+        let (mut event, mut tally) = (Event::default(), Tally::default());
+        decode_conn(&one(&full), &mut event, &mut tally).unwrap();
+        assert_eq!(event.helper, b"ftp");
+        decode_conn(&one(&empty), &mut event, &mut tally).unwrap();
+        assert_eq!(event, Event { kind: Kind::Destroy, ..Event::default() });
+    }
+
+    #[test]
+    fn unknown_attributes_are_skipped_and_counted_at_every_depth() {
+        let bytes = datagram(msg::IPCTNL_MSG_CT_NEW, 0, |writer| {
+            writer.bytes(999, b"whatever").be32(cta::CTA_ID, 77);
+            writer.nest(cta::CTA_TUPLE_ORIG, |writer| {
+                writer.u8(99, 1).nest(tuple::CTA_TUPLE_PROTO, |writer| {
+                    writer.u8(99, 1).u8(l4proto::CTA_PROTO_NUM, 17);
+                });
+            });
+        });
+        let (result, event, tally) = decode(&bytes);
+        result.unwrap();
+        assert_eq!((event.conn.id, event.conn.orig.proto), (77, 17));
+        assert_eq!(tally.unknown_attributes, 3);
+        assert_eq!(tally.refused_total(), 0);
+    }
+
+    #[test]
+    fn a_wrong_length_refuses_the_message_with_reason_and_place() {
+        let bytes = datagram(msg::IPCTNL_MSG_CT_NEW, 0, |writer| {
+            writer.be32(cta::CTA_STATUS, 1).be16(cta::CTA_ID, 1);
+        });
+        let (result, event, tally) = decode(&bytes);
+        // 20 bytes of headers, 8 of CTA_STATUS, 4 of the bad one's own header.
+        let expected = Malformed { reason: Reason::PayloadLength, offset: 32 };
+        assert_eq!(result, Err(expected));
+        assert_eq!(event.conn.present, Attrs::empty());
+        assert_eq!(tally.refused(Reason::PayloadLength), 1);
+        assert_eq!(expected.to_string(), "malformed netlink message: payload_length at byte 32");
+    }
+
+    #[test]
+    fn an_attribute_longer_than_its_nest_is_cut() {
+        let mut bytes = datagram(msg::IPCTNL_MSG_CT_NEW, 0, |writer| {
+            writer.nest(cta::CTA_COUNTERS_ORIG, |writer| {
+                writer.be64(counters::CTA_COUNTERS_PACKETS, 1);
+            });
+        });
+        bytes[24] = 13;
+        assert_eq!(decode(&bytes).0, Err(Malformed { reason: Reason::AttributeCut, offset: 24 }));
+        bytes[24] = 3;
+        assert_eq!(
+            decode(&bytes).0,
+            Err(Malformed { reason: Reason::AttributeLength, offset: 24 })
+        );
+    }
+
+    #[test]
+    fn old_32_bit_counters_are_read() {
+        let bytes = datagram(msg::IPCTNL_MSG_CT_DELETE, 0, |writer| {
+            writer.nest(cta::CTA_COUNTERS_REPLY, |writer| {
+                writer.be32(counters::CTA_COUNTERS32_PACKETS, 3);
+                writer.be32(counters::CTA_COUNTERS32_BYTES, u32::MAX);
+            });
+        });
+        let (_, event, _) = decode(&bytes);
+        assert_eq!(event.conn.present, Attrs::COUNTERS_REPLY);
+        let expected = Counters { packets: 3, bytes: u64::from(u32::MAX) };
+        assert_eq!(event.conn.reply_counters, expected);
+    }
+
+    #[test]
+    fn half_of_a_pair_is_not_present() {
+        let bytes = datagram(msg::IPCTNL_MSG_CT_DELETE, 0, |writer| {
+            writer.nest(cta::CTA_COUNTERS_ORIG, |writer| {
+                writer.be64(counters::CTA_COUNTERS_PACKETS, 3);
+            });
+            writer.nest(cta::CTA_SEQ_ADJ_ORIG, |writer| {
+                writer.be32(seqadj::CTA_SEQADJ_CORRECTION_POS, 3);
+            });
+            writer.nest(cta::CTA_SYNPROXY, |writer| {
+                writer.be32(synproxy::CTA_SYNPROXY_ISN, 3);
+            });
+        });
+        assert_eq!(decode(&bytes).1.conn.present, Attrs::empty());
+    }
+
+    #[test]
+    fn labels_shorter_than_128_bits_are_the_low_ones() {
+        let mut payload = [0u8; 8];
+        payload[..8].copy_from_slice(&(1u64 << 33 | 1).to_ne_bytes());
+        let bytes = datagram(msg::IPCTNL_MSG_CT_NEW, 0, |writer| {
+            writer.bytes(cta::CTA_LABELS, &payload);
+        });
+        let (_, event, _) = decode(&bytes);
+        assert_eq!(event.conn.present, Attrs::LABELS);
+        let set: Vec<u8> = (0..=255).filter(|&label| event.extra.has_label(label)).collect();
+        assert_eq!(set, [0, 33]);
+        for length in [0, 3, 20] {
+            let bytes = datagram(msg::IPCTNL_MSG_CT_NEW, 0, |writer| {
+                writer.bytes(cta::CTA_LABELS, &[0; 20][..length]);
+            });
+            assert_eq!(decode(&bytes).0.unwrap_err().reason, Reason::PayloadLength);
+        }
+    }
+
+    #[test]
+    fn a_tuple_of_two_families_is_refused() {
+        let bytes = datagram(msg::IPCTNL_MSG_CT_NEW, 0, |writer| {
+            writer.nest(cta::CTA_TUPLE_ORIG, |writer| {
+                writer.nest(tuple::CTA_TUPLE_IP, |writer| {
+                    writer.bytes(ip::CTA_IP_V4_SRC, &[1; 4]);
+                    writer.bytes(ip::CTA_IP_V6_DST, &[1; 16]);
+                });
+            });
+        });
+        assert_eq!(decode(&bytes).0.unwrap_err().reason, Reason::MixedFamilies);
+    }
+
+    #[test]
+    fn a_message_of_another_type_is_refused_by_every_decoder() {
+        let bytes = datagram(msg::IPCTNL_MSG_CT_GET_DYING, 0, |_| {});
+        let message = one(&bytes);
+        assert_eq!(message.class(), Class::Unknown);
+        let (mut event, mut tally) = (Event::default(), Tally::default());
+        assert!(decode_conn(&message, &mut event, &mut tally).is_err());
+        assert!(decode_expect(&message, &mut tally).is_err());
+        assert!(decode_stats_cpu(&message, &mut tally).is_err());
+        assert!(decode_stats(&message, &mut tally).is_err());
+        assert!(decode_expect_stats(&message, &mut tally).is_err());
+        assert_eq!(tally.refused(Reason::WrongType), 5);
+    }
+}

@@ -243,7 +243,7 @@ impl Extra {
 }
 
 /// One decoded conntrack message. Made once and decoded into again and again.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event<'a> {
     pub kind: Kind,
     pub conn: Conn,

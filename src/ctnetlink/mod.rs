@@ -7,6 +7,8 @@
 
 mod decode;
 mod event;
+pub mod names;
+pub mod request;
 pub mod uapi;
 mod wire;
 

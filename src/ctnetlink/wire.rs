@@ -425,3 +425,105 @@ fn align(length: usize) -> usize {
     // Lengths come from a u32: on 32 bits this could wrap, and a saturated one is cut by its user.
     length.saturating_add(3) & !3
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `nlmsghdr` in this host's order.
+    fn header(length: u32, message_type: u16, flags: u16) -> Vec<u8> {
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&message_type.to_ne_bytes());
+        bytes.extend_from_slice(&flags.to_ne_bytes());
+        bytes.extend_from_slice(&[0; 8]);
+        bytes
+    }
+
+    fn refusal(bytes: &[u8]) -> Malformed {
+        let mut walk = messages(bytes);
+        let malformed = walk.find_map(Result::err).unwrap();
+        assert!(walk.next().is_none(), "a refusal ends the walk");
+        malformed
+    }
+
+    #[test]
+    fn nothing_has_no_messages() {
+        assert!(messages(&[]).next().is_none());
+    }
+
+    #[test]
+    fn a_cut_datagram_is_refused_with_reason_and_place() {
+        let noop = header(16, NLMSG_NOOP, 0);
+        let cut_header = [&noop[..], &noop[..15]].concat();
+        assert_eq!(refusal(&cut_header), Malformed { reason: Reason::HeaderCut, offset: 16 });
+        let too_short = header(15, NLMSG_NOOP, 0);
+        assert_eq!(refusal(&too_short), Malformed { reason: Reason::MessageLength, offset: 0 });
+        let too_long = header(u32::MAX, NLMSG_NOOP, 0);
+        assert_eq!(refusal(&too_long), Malformed { reason: Reason::MessageCut, offset: 0 });
+        let no_nfgenmsg = [header(19, 0x100, 0), vec![0; 3]].concat();
+        assert_eq!(refusal(&no_nfgenmsg), Malformed { reason: Reason::NfgenmsgCut, offset: 0 });
+    }
+
+    #[test]
+    fn the_last_message_may_lack_its_padding() {
+        let bytes = [header(17, NLMSG_NOOP, 0), vec![1]].concat();
+        let all: Vec<_> = messages(&bytes).map(Result::unwrap).collect();
+        assert_eq!(all.len(), 1);
+        assert_eq!((all[0].class(), all[0].payload), (Class::Noop, &[1u8][..]));
+    }
+
+    #[test]
+    fn done_carries_its_errno() {
+        let success = header(16, NLMSG_DONE, 0);
+        let message = messages(&success).next().unwrap().unwrap();
+        assert_eq!(message.class(), Class::Done);
+        assert_eq!(message.outcome(), Ok(Outcome { errno: 0, text: None }));
+
+        let failed = [header(20, NLMSG_DONE, 0), (-105i32).to_ne_bytes().to_vec()].concat();
+        let message = messages(&failed).next().unwrap().unwrap();
+        assert_eq!(message.outcome(), Ok(Outcome { errno: 105, text: None }));
+
+        let cut = [header(18, NLMSG_DONE, 0), vec![0, 0]].concat();
+        let message = messages(&cut).next().unwrap().unwrap();
+        assert_eq!(message.outcome().unwrap_err().reason, Reason::OutcomeCut);
+    }
+
+    #[test]
+    fn an_error_carries_errno_and_the_kernels_words() {
+        let echo = [header(20, 0x101, 0), vec![0; 4]].concat();
+        let words = [&[12, 0, 1, 0][..], b"no such\0"].concat();
+        for (flags, echoed) in
+            [(NLM_F_ACK_TLVS, &echo[..]), (NLM_F_ACK_TLVS | NLM_F_CAPPED, &echo[..16])]
+        {
+            let body = [&(-22i32).to_ne_bytes()[..], echoed, &words].concat();
+            let bytes = [header(16 + body.len() as u32, NLMSG_ERROR, flags), body].concat();
+            let message = messages(&bytes).next().unwrap().unwrap();
+            assert_eq!(message.class(), Class::Error);
+            let expected = Outcome { errno: 22, text: Some(b"no such") };
+            assert_eq!(message.outcome(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn an_error_whose_echo_is_longer_than_itself_is_refused() {
+        let body = [(-22i32).to_ne_bytes().to_vec(), header(u32::MAX, 0x101, 0)].concat();
+        let bytes = [header(36, NLMSG_ERROR, NLM_F_ACK_TLVS), body].concat();
+        let message = messages(&bytes).next().unwrap().unwrap();
+        assert_eq!(message.outcome().unwrap_err().reason, Reason::OutcomeCut);
+    }
+
+    #[test]
+    fn flags_in_an_attributes_type_are_not_part_of_it() {
+        let bytes = [header(28, 0x100, 0), vec![0; 4], vec![5, 0, 7, 0xc0, 9, 0, 0, 0]].concat();
+        let message = messages(&bytes).next().unwrap().unwrap();
+        let attribute = message.attributes().advance().unwrap().unwrap();
+        assert_eq!((attribute.kind, attribute.u8()), (7, Ok(9)));
+    }
+
+    #[test]
+    fn every_reason_is_listed_at_its_own_place() {
+        for (place, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, place);
+        }
+    }
+}
