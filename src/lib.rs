@@ -11,3 +11,4 @@ pub mod flow;
 pub mod format;
 pub mod sink;
 pub mod spool;
+pub mod telemetry;
