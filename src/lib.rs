@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod config;
+pub mod control;
 pub mod ctnetlink;
 pub mod flow;
 pub mod format;
