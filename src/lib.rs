@@ -10,6 +10,7 @@ pub mod control;
 pub mod ctnetlink;
 pub mod flow;
 pub mod format;
+pub mod pipeline;
 pub mod sink;
 pub mod spool;
 pub mod telemetry;

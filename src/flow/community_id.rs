@@ -201,12 +201,80 @@ mod tests {
     }
 
     /// Vectors of the specification's baseline (`baseline/baseline_deflt.json` and
-    /// `baseline_seed1.json` of corelight/community-id-spec), and formats.md's two.
+    /// `baseline_seed1.json` of corelight/community-id-spec).
     #[test]
     fn published_vectors_pass() {
         let vectors: &[(u16, &str, &str, u8, u16, u16, &str)] = &[
             (
                 0,
+                "fe80::200:86ff:fe05:80da",
+                "fe80::260:97ff:fe07:69ea",
+                ICMPV6,
+                135,
+                0,
+                "1:dGHyGvjMfljg6Bppwm3bg0LO8TY=",
+            ),
+            (
+                0,
+                "fe80::260:97ff:fe07:69ea",
+                "fe80::200:86ff:fe05:80da",
+                ICMPV6,
+                136,
+                0,
+                "1:dGHyGvjMfljg6Bppwm3bg0LO8TY=",
+            ),
+            (
+                0,
+                "3ffe:501:1800:2345::2",
+                "3ffe:507:0:1:200:86ff:fe05:80da",
+                ICMPV6,
+                3,
+                0,
+                "1:2ObVBgIn28oZvibYZhZMBgh7WdQ=",
+            ),
+            (
+                0,
+                "3ffe:501:410:0:2c0:dfff:fe47:33e",
+                "3ffe:507:0:1:200:86ff:fe05:80da",
+                ICMPV6,
+                1,
+                4,
+                "1:hLZd0XGWojozrvxqE0dWB1iM6R0=",
+            ),
+            (
+                0,
+                "3ffe:507:0:1:200:86ff:fe05:80da",
+                "3ffe:501:0:1001::2",
+                ICMPV6,
+                128,
+                0,
+                "1:+TW+HtLHvV1xnGhV1lv7XoJrqQg=",
+            ),
+            (
+                0,
+                "fe80::200:86ff:fe05:80da",
+                "ff02::2",
+                ICMPV6,
+                133,
+                0,
+                "1:hO+sN4H+MG5MY/8hIrXPqc4ZQz0=",
+            ),
+            (0, "192.168.0.89", "192.168.0.1", ICMP, 8, 0, "1:X0snYXpgwiv9TZtqg64sgzUn6Dk="),
+            (0, "192.168.0.1", "192.168.0.89", ICMP, 0, 0, "1:X0snYXpgwiv9TZtqg64sgzUn6Dk="),
+            (0, "10.0.0.1", "10.0.0.2", ICMP, 11, 0, "1:YHxtAirCG//0OzkcVAukqKQN9xM="),
+            (
+                0,
+                "2001:470:e5bf:dead:4957:2174:e82c:4887",
+                "2607:f8b0:400c:c03::1a",
+                TCP,
+                63943,
+                25,
+                "1:/qFaeAR+gFe1KYjMzVDsMv+wgU4=",
+            ),
+            (0, "192.168.170.8", "192.168.170.56", SCTP, 7, 7, "1:MP2EtRCAUIZvTw6MxJHLV7N7JDs="),
+            (0, "192.168.170.56", "192.168.170.8", SCTP, 7, 7, "1:MP2EtRCAUIZvTw6MxJHLV7N7JDs="),
+            (
+                0,
                 "128.232.110.120",
                 "66.35.250.204",
                 TCP,
@@ -223,11 +291,18 @@ mod tests {
                 34855,
                 "1:LQU9qZlK+B5F3KDmev6m5PMibrg=",
             ),
-            (0, "10.0.0.5", "198.51.100.7", TCP, 51234, 443, "1:pzB/0nzqMNGberl29Q/tEOutQSI="),
-            (0, "203.0.113.9", "198.51.100.7", TCP, 61022, 443, "1:LbIYMbHULDiuf4B+1WXN3yOx4jk="),
             (0, "192.168.1.52", "8.8.8.8", UDP, 54585, 53, "1:d/FP5EW3wiY1vCndhwleRRKHowQ="),
-            (0, "192.168.0.89", "192.168.0.1", ICMP, 8, 0, "1:X0snYXpgwiv9TZtqg64sgzUn6Dk="),
-            (0, "192.168.170.8", "192.168.170.20", SCTP, 7, 7, "1:MP2EtRCAUIZvTw6MxJHLV7N7JDs="),
+            (0, "10.1.12.1", "10.1.12.2", 46, 0, 0, "1:KHlLkgoJW7ifUTyTSgyVfkFHzKw="),
+            (
+                1,
+                "fe80::200:86ff:fe05:80da",
+                "fe80::260:97ff:fe07:69ea",
+                ICMPV6,
+                135,
+                0,
+                "1:kHa1FhMYIT6Ym2Vm2AOtoOARDzY=",
+            ),
+            (1, "192.168.0.89", "192.168.0.1", ICMP, 8, 0, "1:03g6IloqVBdcZlPyX8r0hgoE7kA="),
             (
                 1,
                 "128.232.110.120",
@@ -235,8 +310,12 @@ mod tests {
                 TCP,
                 34855,
                 80,
-                "1:HhA1B+6CoLbiKPEs5nhNYN4XWfk=",
+                "1:3V71V58M3Ksw/yuFALMcW0LAHvc=",
             ),
+            (1, "10.1.12.1", "10.1.12.2", 46, 0, 0, "1:rYir8gphR31noO9iDRQmF/BteEI="),
+            // The example flow of this project's documents, inside and outside.
+            (0, "10.0.0.5", "198.51.100.7", TCP, 51234, 443, "1:pzB/0nzqMNGberl29Q/tEOutQSI="),
+            (0, "203.0.113.9", "198.51.100.7", TCP, 61022, 443, "1:LbIYMbHULDiuf4B+1WXN3yOx4jk="),
         ];
         for &(seed, src, dst, proto, a, b, expected) in vectors {
             let tuple = tuple(src, dst, proto, a, b);

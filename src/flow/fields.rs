@@ -119,7 +119,7 @@ value! {
     Word<'_>, Text, |value, field, visitor| visitor.word(field, value.0);
     CommunityId, Text, |value, field, visitor| visitor.word(field, value.as_str());
     Hash, Hash, |value, field, visitor| visitor.hash(field, value.0);
-    Status, Words, |value, field, visitor| visitor.words(field, &mut names::status_bits(value.0));
+    Status, Words, |value, field, visitor| visitor.words(field, &mut names::status_names(value.0));
     Labels, Numbers, |value, field, visitor| visitor.numbers(field, &mut label_bits(&value.0));
     Kinds, Words, |value, field, visitor| visitor.words(field, &mut gap_kinds(value.0));
 }
@@ -425,7 +425,10 @@ impl<'a> Subject<'a> {
     }
 
     fn protocol_name(&self) -> Option<&'static str> {
-        self.tuple.has(TupleParts::PROTO).then(|| names::protocol(self.tuple.proto)).flatten()
+        self.tuple
+            .has(TupleParts::PROTO)
+            .then(|| names::protocol(self.tuple.proto))
+            .filter(|name| *name != "unknown")
     }
 }
 

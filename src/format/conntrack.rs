@@ -159,7 +159,7 @@ fn protocol(f: &mut Formatter<'_>, tuple: &Tuple) -> fmt::Result {
     if !tuple.has(TupleParts::PROTO) {
         return Ok(());
     }
-    write!(f, "{:<8} {} ", names::protocol(tuple.proto).unwrap_or("unknown"), tuple.proto)
+    write!(f, "{:<8} {} ", names::protocol(tuple.proto), tuple.proto)
 }
 
 fn tuple(f: &mut Formatter<'_>, tuple: &Tuple) -> fmt::Result {
