@@ -103,7 +103,7 @@ mod tests {
             .output()
             .unwrap();
         assert!(child.status.success(), "{child:?}");
-        let mut read = || {
+        let read = || {
             let mut buffer = [0; 512];
             let length = socket.recv(&mut buffer).unwrap();
             String::from_utf8(buffer[..length].to_vec()).unwrap()
