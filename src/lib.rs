@@ -13,3 +13,4 @@ pub mod format;
 pub mod pipeline;
 pub mod sink;
 pub mod spool;
+pub mod telemetry;

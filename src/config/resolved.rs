@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::flow::FieldSet;
 use crate::format::FormatKind;
 use crate::spool::{SpoolConfig, WhenFull};
 
@@ -93,7 +94,7 @@ pub enum FieldChoice {
     Full,
     Audit,
     Accounting,
-    /// Names of fields, in the order asked for.
+    /// Names of fields. What names a record and what tells a loss is always in it.
     List(Vec<String>),
 }
 
@@ -234,6 +235,19 @@ impl SinkSettings {
             format: FormatKind::Json,
             fields: FieldChoice::Full,
             target: SinkTarget::Stdout,
+        }
+    }
+}
+
+impl FieldChoice {
+    /// The fields themselves.
+    pub fn set(&self) -> FieldSet {
+        match self {
+            FieldChoice::Full => FieldSet::FULL,
+            FieldChoice::Audit => FieldSet::audit(),
+            FieldChoice::Accounting => FieldSet::accounting(),
+            FieldChoice::List(names) => FieldSet::list(names.iter().map(String::as_str))
+                .expect("names were checked when the configuration was read"),
         }
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
+use crate::flow::FieldSet;
+use crate::flow::fields::FIELDS;
 use crate::format::FormatKind;
 use crate::spool::WhenFull;
 
@@ -377,14 +379,15 @@ fn field_list(reader: &mut Reader, section: Section<'_>, list: &[Value<'_>]) -> 
 
 /// The one place that knows which fields there are.
 fn check_field(name: &str) -> Result<(), Refused> {
-    let usable = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    if !name.is_empty() && name.chars().all(usable) {
+    if FieldSet::list([name]).is_ok() {
         return Ok(());
     }
-    Err(Refused {
-        why: format!("`{name}` is not a field"),
-        help: "names of fields are lower case, such as \"src_ip\"".to_owned(),
-    })
+    let names = FIELDS.iter().map(|field| field.name);
+    let help = match values::closest(name, names.clone()) {
+        Some(close) => format!("did you mean \"{close}\"?"),
+        None => format!("fields are {}", values::List(names)),
+    };
+    Err(Refused { why: format!("`{name}` is not a field"), help })
 }
 
 fn file(
