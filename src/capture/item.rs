@@ -55,7 +55,9 @@ pub enum Item {
     /// Entries of the dump made at start.
     Snapshot(RawBatch),
     /// The dump is over; `complete` is false when it was cut off or interrupted.
-    SnapshotEnd { complete: bool },
+    SnapshotEnd {
+        complete: bool,
+    },
     Gap(Gap),
     Valve(ValveChange),
 }
