@@ -292,17 +292,28 @@ impl Assembler {
         for address in 0..addresses {
             self.emit(libc::BPF_LDX | libc::BPF_W | libc::BPF_MEM, address);
             for network in networks {
+                let Some((last, before)) = network.split_last() else {
+                    // All of the family.
+                    self.jump(to);
+                    continue;
+                };
                 let next = self.label();
-                for (i, (mask, value)) in network.iter().enumerate() {
-                    self.load(libc::BPF_W | libc::BPF_IND, ATTRIBUTE_HEADER + 4 * i as u32);
-                    if *mask != u32::MAX {
-                        self.emit(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, *mask);
-                    }
-                    self.jump_unless(libc::BPF_JEQ, *value, next);
+                for (word, &(mask, value)) in (0..).zip(before) {
+                    self.load_masked(word, mask);
+                    self.jump_unless(libc::BPF_JEQ, value, next);
                 }
-                self.jump(to);
+                self.load_masked(before.len() as u32, last.0);
+                self.jump_if(libc::BPF_JEQ, last.1, to);
                 self.place(next);
             }
+        }
+    }
+
+    /// A = word `word` of the payload of the attribute at X, masked.
+    fn load_masked(&mut self, word: u32, mask: u32) {
+        self.load(libc::BPF_W | libc::BPF_IND, ATTRIBUTE_HEADER + 4 * word);
+        if mask != u32::MAX {
+            self.emit(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask);
         }
     }
 
