@@ -1,0 +1,180 @@
+//! Network namespaces for the lab: made with a name of their own, removed on drop.
+//!
+//! Never touches an interface, rule or setting outside the namespaces it made.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sched::{CloneFlags, setns};
+
+use super::Result;
+
+/// Distinguishes the namespaces of one process; the pid distinguishes processes.
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// A network namespace that lives as long as this value.
+#[derive(Debug)]
+pub(crate) struct Netns {
+    name: String,
+    file: File,
+}
+
+impl Netns {
+    /// A new namespace with loopback up. `role` is for people who read `ip netns list`.
+    pub(crate) fn new(role: &str) -> Result<Self> {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("conntrail-{}-{number}-{role}", std::process::id());
+        output(Command::new("ip").args(["netns", "add", &name]))?;
+        let file = match File::open(format!("/run/netns/{name}")) {
+            Ok(file) => file,
+            Err(error) => {
+                output(Command::new("ip").args(["netns", "del", &name]))?;
+                return Err(error.into());
+            }
+        };
+        let netns = Self { name, file };
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `work` on a thread inside the namespace, and gives what it returns. Sockets opened
+    /// there stay in the namespace wherever they are used later.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)
+                    .expect("the namespace exists while its file is open, and the lab is root");
+                work()
+            });
+            match inside.join() {
+                Ok(value) => value,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// Starts a program inside the namespace: a child has the namespace of the thread that made
+    /// it.
+    pub(crate) fn spawn(&self, command: &mut Command) -> Result<Child> {
+        self.run(|| command.spawn())
+            .map_err(|error| format!("{:?}: {error}", command.get_program()).into())
+    }
+
+    /// Runs a program inside the namespace to its end; its standard output, or its complaint.
+    pub(crate) fn output(&self, command: &mut Command) -> Result<String> {
+        self.run(|| output(command))
+    }
+
+    /// `ip` inside the namespace, with the words of `arguments`.
+    pub(crate) fn ip(&self, arguments: &str) -> Result<String> {
+        self.output(Command::new("ip").args(arguments.split_whitespace()))
+    }
+
+    /// Applies a ruleset in nft's language.
+    pub(crate) fn nft(&self, ruleset: &str) -> Result<()> {
+        self.output(Command::new("nft").arg(ruleset)).map(drop)
+    }
+
+    /// Sets `/proc/sys/net/…` of this namespace; `name` as in `netfilter/nf_conntrack_acct`.
+    pub(crate) fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        // `/proc/sys/net` shows the namespace of the thread that opens it.
+        self.run(|| fs::write(format!("/proc/sys/net/{name}"), value))
+            .map_err(|error| format!("net/{name} = {value}: {error}").into())
+    }
+
+    pub(crate) fn read_sysctl(&self, name: &str) -> Result<String> {
+        let text = self
+            .run(|| fs::read_to_string(format!("/proc/sys/net/{name}")))
+            .map_err(|error| format!("net/{name}: {error}"))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// `nf_conntrack_events`, `_acct` and `_timestamp`: what an event of this namespace carries.
+    pub(crate) fn conntrack_settings(&self, events: u8, acct: bool, timestamp: bool) -> Result<()> {
+        self.sysctl("netfilter/nf_conntrack_events", &events.to_string())?;
+        self.sysctl("netfilter/nf_conntrack_acct", &u8::from(acct).to_string())?;
+        self.sysctl("netfilter/nf_conntrack_timestamp", &u8::from(timestamp).to_string())
+    }
+
+    /// Number of entries in this namespace's table.
+    pub(crate) fn conntrack_count(&self) -> Result<u64> {
+        Ok(self.read_sysctl("netfilter/nf_conntrack_count")?.parse()?)
+    }
+
+    /// Adds a table with a `ct state` rule, without which the kernel tracks nothing here. The
+    /// `ct label` rule makes it allocate room for labels in each entry.
+    pub(crate) fn enable_tracking(&self) -> Result<()> {
+        self.nft(&format!(
+            "table inet conntrail_lab_{} {{
+                chain pre {{
+                    type filter hook prerouting priority filter; policy accept;
+                    ct state new counter
+                    ct label 1 counter
+                }}
+                chain out {{
+                    type filter hook output priority filter; policy accept;
+                    ct state new counter
+                }}
+            }}",
+            std::process::id()
+        ))
+    }
+
+    /// Connects two namespaces by a veth pair with a /24 and a /64. No duplicate address
+    /// detection: the addresses can be used at once.
+    pub(crate) fn connect(left: &End<'_>, right: &End<'_>) -> Result<()> {
+        left.netns.ip(&format!(
+            "link add {} type veth peer name {} netns {}",
+            left.interface, right.interface, right.netns.name
+        ))?;
+        for end in [left, right] {
+            let End { netns, interface, v4, v6 } = end;
+            netns.ip(&format!("address add {v4}/24 dev {interface}"))?;
+            netns.ip(&format!("-6 address add {v6}/64 dev {interface} nodad"))?;
+            netns.ip(&format!("link set {interface} up"))?;
+        }
+        Ok(())
+    }
+
+    /// Sends everything unknown to these routers.
+    pub(crate) fn default_route(&self, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+        self.ip(&format!("route add default via {v4}"))?;
+        self.ip(&format!("-6 route add default via {v6}")).map(drop)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        // A panic here would abort a test that is already unwinding, so complain only.
+        if let Err(error) = output(Command::new("ip").args(["netns", "del", &self.name])) {
+            eprintln!("namespace {} was not removed: {error}", self.name);
+        }
+    }
+}
+
+/// One end of a veth pair.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End<'a> {
+    pub(crate) netns: &'a Netns,
+    pub(crate) interface: &'a str,
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let done = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{:?}: {error}", command.get_program()))?;
+    if !done.status.success() {
+        let complaint = String::from_utf8_lossy(&done.stderr);
+        return Err(format!("{command:?}: {}: {}", done.status, complaint.trim()).into());
+    }
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
