@@ -27,9 +27,10 @@ use crate::pipeline::{Decoder, Filter, Pipeline, PipelineStats, now};
 use crate::sink::SinkReport;
 use crate::spool::{Spool, SpoolClosed};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::notify;
+use crate::telemetry::notify::Notifier;
 use crate::telemetry::signals::{Request, Signals};
 
+use metering::Meters;
 use sinks::Sinks;
 
 /// Raw batches that wait for the pipeline: some 60,000 events, a third of a second of the fastest
@@ -41,6 +42,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(8);
 
 /// How long sinks that stand still may hold up the rest, before what has no room is given up.
 const HURRY_AFTER: Duration = Duration::from_secs(4);
+
+/// What the service manager shows.
+const RECORDING: &str = "recording";
 
 /// How often threads that end are looked at while stopping.
 const LOOK: Duration = Duration::from_millis(5);
@@ -104,7 +108,8 @@ struct Agent {
     config: Config,
     options: Options,
     signals: Signals,
-    metrics: Arc<Metrics>,
+    notifier: Notifier,
+    metrics: Metrics,
     tracking: Option<Tracking>,
     spool: Arc<Spool>,
     sinks: Sinks,
@@ -119,10 +124,12 @@ impl Agent {
         // First, so that a signal during the start is not the default action's.
         let signals = Signals::new().map_err(AgentError::io("cannot catch signals"))?;
         let tracking = host::prepare(&config.capture).await?;
-        let (identity, ids) = identity::of_this_run(&config.agent_name, options.netns.as_deref())
-            .map_err(AgentError::io("cannot tell which namespace and boot this is"))?;
+        let (identity, ids) =
+            identity::of_this_run(&config.agent_name, options.netns.as_deref())
+                .map_err(AgentError::io("cannot tell which namespace and boot this is"))?;
 
-        let metrics = Arc::new(Metrics::default());
+        let netns = identity.netns.clone();
+        let metrics = Metrics::new();
         let spool = Spool::new(config.spool);
         let sinks = Sinks::start(&config.sinks, &spool, Arc::new(identity), &metrics)?;
         // Subscribed before anything can fail slowly: from here on the kernel keeps events for us.
@@ -139,11 +146,20 @@ impl Agent {
             .map_err(AgentError::io("cannot start the pipeline's thread"))?;
         say(&out, AgentAction::Started);
         let capture = capture.start(out.clone())?;
-        metering::export(&metrics, capture.stats(), stats.clone(), spool.clone(), out.queue());
+        let meters = Meters {
+            netns,
+            capture: capture.stats(),
+            queue: out.queue(),
+            pipeline: stats.clone(),
+            spool: spool.clone(),
+            spool_limit: config.spool.max_size,
+        };
+        meters.export(&metrics);
         Ok(Agent {
             config,
             options,
             signals,
+            notifier: Notifier::new(),
             metrics,
             tracking,
             spool,
@@ -156,7 +172,7 @@ impl Agent {
     }
 
     async fn serve(&mut self) -> End {
-        notify::ready();
+        self.notifier.ready(RECORDING);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             events = self.config.capture.events.names().collect::<Vec<_>>().join(","),
@@ -190,9 +206,9 @@ impl Agent {
                 Request::Stop | Request::StopNow => return End::Asked,
                 Request::PrintCounters => self.metrics.print(),
                 Request::Reload => {
-                    notify::reloading();
+                    self.notifier.reloading();
                     self.reload().await;
-                    notify::ready();
+                    self.notifier.ready(RECORDING);
                 }
             }
         }
@@ -207,7 +223,7 @@ impl Agent {
     }
 
     async fn stop(mut self, end: End) -> Result<(), AgentError> {
-        notify::stopping();
+        self.notifier.stopping();
         let why = match &end {
             End::Asked => "asked to".to_owned(),
             End::NoReader(report) => format!("sink {} is gone and was the last", report.name),
@@ -254,7 +270,7 @@ struct Drain {
     spool: Arc<Spool>,
     sinks: Sinks,
     stats: Arc<PipelineStats>,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
 }
 
 impl Drain {

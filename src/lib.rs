@@ -4,6 +4,7 @@
 //! what a record is, `pipeline` turns one into the other, `spool` keeps and fans out, `format` writes
 //! bytes, `sink` delivers them. `control` asks the kernel what is not told; `agent` wires it all.
 
+pub mod agent;
 pub mod capture;
 pub mod config;
 pub mod control;

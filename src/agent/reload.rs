@@ -24,9 +24,7 @@ impl Agent {
         let new = match Config::load(path) {
             Ok(new) => new,
             Err(error) => {
-                tracing::error!(
-                    "the new configuration is not used, the old one stays:\n{error}"
-                );
+                tracing::error!("the new configuration is not used, the old one stays:\n{error}");
                 self.sinks.reopen();
                 return;
             }

@@ -7,7 +7,9 @@ use tokio::sync::mpsc;
 
 use crate::config::{FieldChoice, SinkSettings, SinkTarget};
 use crate::flow::{FieldSet, Identity};
-use crate::sink::{FileSink, Sink, SinkHandle, SinkParts, SinkReport, SinkStats, StdoutSink, start};
+use crate::sink::{
+    FileSink, Sink, SinkHandle, SinkParts, SinkReport, SinkStats, StdoutSink, start,
+};
 use crate::spool::Spool;
 use crate::telemetry::metrics::Metrics;
 
@@ -23,7 +25,7 @@ pub(super) struct Sinks {
     running: Vec<(SinkSettings, SinkHandle)>,
     spool: Arc<Spool>,
     identity: Arc<Identity>,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     report: mpsc::UnboundedSender<SinkReport>,
     reports: mpsc::UnboundedReceiver<SinkReport>,
 }
@@ -33,7 +35,7 @@ impl Sinks {
         settings: &[SinkSettings],
         spool: &Arc<Spool>,
         identity: Arc<Identity>,
-        metrics: &Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Result<Self, AgentError> {
         let (report, reports) = mpsc::unbounded_channel();
         let mut sinks = Sinks {
@@ -72,9 +74,8 @@ impl Sinks {
     /// Makes the running sinks those of `settings`. One that did not change is reopened, one that
     /// changed goes on at its place in the log.
     pub(super) fn apply(&mut self, settings: &[SinkSettings]) {
-        let gone = self
-            .running
-            .extract_if(.., |(old, _)| settings.iter().all(|new| new.name != old.name));
+        let gone =
+            self.running.extract_if(.., |(old, _)| settings.iter().all(|new| new.name != old.name));
         for (old, handle) in gone {
             tracing::info!(sink = old.name, "sink removed");
             handle.retire(Instant::now() + RETIRE_WITHIN);
@@ -142,7 +143,7 @@ impl Sinks {
 fn parts(settings: &SinkSettings, stats: &Arc<SinkStats>) -> std::io::Result<SinkParts> {
     let sink: Box<dyn Sink> = match &settings.target {
         SinkTarget::Stdout => Box::new(StdoutSink::new()?),
-        SinkTarget::File(file) => Box::new(FileSink::new(file.clone(), stats.clone())),
+        SinkTarget::File(file) => Box::new(FileSink::new(file_config(file), stats.clone())),
     };
     Ok(SinkParts { sink, format: settings.format.build(fields(&settings.fields)) })
 }
@@ -154,5 +155,20 @@ fn fields(choice: &FieldChoice) -> FieldSet {
         FieldChoice::Accounting => FieldSet::accounting(),
         FieldChoice::List(names) => FieldSet::list(names.iter().map(String::as_str))
             .expect("the configuration refuses names that no field has"),
+    }
+}
+
+fn file_config(file: &crate::config::FileSettings) -> crate::sink::FileConfig {
+    use crate::config::Compression;
+    crate::sink::FileConfig {
+        path: file.path.clone(),
+        rotate_size: file.rotate_size,
+        rotate_every: file.rotate_every,
+        keep: file.keep.unwrap_or(0),
+        compress: match file.compress {
+            Compression::None => crate::sink::Compress::None,
+            Compression::Gzip => crate::sink::Compress::Gzip,
+            Compression::Zstd => crate::sink::Compress::Zstd,
+        },
     }
 }

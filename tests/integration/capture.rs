@@ -235,10 +235,8 @@ fn the_kernel_drops_what_the_filter_excludes_and_takes_another_filter() {
         return;
     }
     let _limit = HostLimit::at_least(400_000).unwrap();
-    let of_first_256 = KernelFilter {
-        include: vec!["10.0.0.0/24".parse().unwrap()],
-        ..KernelFilter::default()
-    };
+    let of_first_256 =
+        KernelFilter { include: vec!["10.0.0.0/24".parse().unwrap()], ..KernelFilter::default() };
     let udp = KernelFilter { protocols: vec![17], ..KernelFilter::default() };
     let mut live = Live::start(
         CaptureConfig {
