@@ -35,6 +35,9 @@ impl Netns {
             }
         };
         let netns = Self { name, file };
+        // Else a link's own addresses are unusable for a second or two, first packets are sent
+        // again, and counters are not what the plan says.
+        netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
         netns.ip("link set lo up")?;
         Ok(netns)
     }
