@@ -26,7 +26,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(120);
 /// An output that has not grown for this long is complete.
 const QUIET: Duration = Duration::from_millis(1000);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// Every reader has the same receive buffer, in MiB.
+/// Every reader is given the same receive buffer, in MiB. `conntrack` up to at least 1.4.7 sets it
+/// on its command socket and reads events from another one, so it loses most of a storm.
 const RECEIVE_MIB: u64 = 64;
 const SPOOL_MIB: u64 = 64;
 /// What the agent may need besides the buffers that are configured.
@@ -71,7 +72,7 @@ stack=ct:NFCT,json:JSON
 hash_enable=0
 event_mask=0x00000005
 netlink_socket_buffer_size={bytes}
-netlink_socket_buffer_maxsize={bytes}
+netlink_socket_buffer_maxsize={more}
 [json]
 sync=0
 file="{dir}/out"
@@ -259,7 +260,9 @@ impl Reader {
                 let config = ULOGD
                     .replace("{dir}", &here)
                     .replace("{plugins}", &plugins.display().to_string())
-                    .replace("{bytes}", &bytes);
+                    .replace("{bytes}", &bytes)
+                    // ulogd refuses a size that is not below its maximum.
+                    .replace("{more}", &((RECEIVE_MIB << 20) + 1).to_string());
                 let file = dir.join("ulogd.conf");
                 fs::write(&file, config)?;
                 let mut command = Command::new("ulogd");
