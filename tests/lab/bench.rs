@@ -3,7 +3,7 @@
 //!
 //! Each reader is a process of its own in a namespace of its own, and its whole processor time
 //! counts, its children's included. Runs are interleaved, so that a busy moment of the host does
-//! not hit one reader alone.
+//! not hit one reader alone. The floor is `lab floor`: this works from the lab's program only.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -15,7 +15,7 @@ use lab::bench::{self, Options};
 use lab::gateway::Gateway;
 use lab::generator::{BATCH, Flows, Generator};
 use lab::limit::HostLimit;
-use lab::netns::Netns;
+use lab::netns::{self, Netns};
 use lab::probe::{self, Sample, WAYS};
 use lab::{demo, floor};
 
@@ -74,6 +74,8 @@ enum Command {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Removes the namespaces of lab programs that were killed.
+    Clean,
     /// Compares ways of reading events, all on the same storm.
     Probe {
         #[arg(long, default_value_t = 500_000)]
@@ -106,6 +108,12 @@ fn run(command: Command) -> lab::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Traffic { flows } => traffic(flows),
+        Command::Clean => {
+            for name in netns::remove_abandoned()? {
+                println!("removed {name}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo { agent } => Ok(code(demo::run(&agent)?)),
         Command::Bench { agent, flows, runs, json } => {
             Ok(code(bench::run(&Options { agent, flows, runs: runs.into(), json })?))
