@@ -15,12 +15,14 @@ use std::os::unix::fs::FileExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Error;
-use super::conntrack::{Control, message_type};
+use super::conntrack::Control;
 use super::host::setting_path;
-use super::message::Writer;
 use super::netlink::Raw;
+use crate::ctnetlink::request::{Header, Writer, message_type};
 use crate::ctnetlink::uapi::family::{AF_UNSPEC, NFPROTO_INET};
-use crate::ctnetlink::uapi::netlink::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use crate::ctnetlink::uapi::netlink::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+};
 use crate::ctnetlink::uapi::nfnetlink::{
     NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
 };
@@ -192,42 +194,59 @@ async fn install(owner: &mut Control, table: &str) -> Result<(), Error> {
 }
 
 fn marker(message_type: u16) -> Raw {
-    Writer::new(message_type, 0, AF_UNSPEC, u16::from(NFNL_SUBSYS_NFTABLES)).finish()
+    let mut writer = Writer::new();
+    writer.message(Header {
+        message_type,
+        flags: NLM_F_REQUEST,
+        seq: 0,
+        family: AF_UNSPEC,
+        res_id: NFNL_SUBSYS_NFTABLES.into(),
+    });
+    Raw::new(writer.finish())
 }
 
-fn request(command: u8, flags: u16) -> Writer {
-    let message_type = message_type(NFNL_SUBSYS_NFTABLES, command);
-    Writer::new(message_type, NLM_F_ACK | NLM_F_CREATE | flags, NFPROTO_INET, 0)
+/// Each message of a batch goes to netlink-proto on its own, which gives it its number.
+fn request(command: u8, flags: u16, attributes: impl FnOnce(&mut Writer)) -> Raw {
+    let mut writer = Writer::new();
+    writer.message(Header {
+        message_type: message_type(NFNL_SUBSYS_NFTABLES, command),
+        flags: NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | flags,
+        seq: 0,
+        family: NFPROTO_INET,
+        res_id: 0,
+    });
+    attributes(&mut writer);
+    Raw::new(writer.finish())
 }
 
-const CHAIN: &str = "on";
+const CHAIN: &[u8] = b"on";
 
 fn new_table(table: &str) -> Raw {
-    let mut request = request(nft::NFT_MSG_NEWTABLE, NLM_F_EXCL);
-    request.put_str(nft::NFTA_TABLE_NAME, table);
-    request.put_be32(nft::NFTA_TABLE_FLAGS, nft::NFT_TABLE_F_OWNER);
-    request.finish()
+    request(nft::NFT_MSG_NEWTABLE, NLM_F_EXCL, |w| {
+        w.text(nft::NFTA_TABLE_NAME, table.as_bytes());
+        w.be32(nft::NFTA_TABLE_FLAGS, nft::NFT_TABLE_F_OWNER);
+    })
 }
 
 fn new_chain(table: &str) -> Raw {
-    let mut request = request(nft::NFT_MSG_NEWCHAIN, 0);
-    request.put_str(nft::NFTA_CHAIN_TABLE, table);
-    request.put_str(nft::NFTA_CHAIN_NAME, CHAIN);
-    request.finish()
+    request(nft::NFT_MSG_NEWCHAIN, 0, |w| {
+        w.text(nft::NFTA_CHAIN_TABLE, table.as_bytes());
+        w.text(nft::NFTA_CHAIN_NAME, CHAIN);
+    })
 }
 
 fn new_rule(table: &str) -> Raw {
-    let mut request = request(nft::NFT_MSG_NEWRULE, NLM_F_APPEND);
-    request.put_str(nft::NFTA_RULE_TABLE, table);
-    request.put_str(nft::NFTA_RULE_CHAIN, CHAIN);
-    request.nest(nft::NFTA_RULE_EXPRESSIONS, |w| {
-        w.nest(nft::NFTA_LIST_ELEM, |w| {
-            w.put_str(nft::NFTA_EXPR_NAME, "ct");
-            w.nest(nft::NFTA_EXPR_DATA, |w| {
-                w.put_be32(nft::NFTA_CT_DREG, nft::NFT_REG_1);
-                w.put_be32(nft::NFTA_CT_KEY, nft::NFT_CT_STATE);
+    request(nft::NFT_MSG_NEWRULE, NLM_F_APPEND, |w| {
+        w.text(nft::NFTA_RULE_TABLE, table.as_bytes());
+        w.text(nft::NFTA_RULE_CHAIN, CHAIN);
+        w.nest(nft::NFTA_RULE_EXPRESSIONS, |w| {
+            w.nest(nft::NFTA_LIST_ELEM, |w| {
+                w.text(nft::NFTA_EXPR_NAME, b"ct");
+                w.nest(nft::NFTA_EXPR_DATA, |w| {
+                    w.be32(nft::NFTA_CT_DREG, nft::NFT_REG_1);
+                    w.be32(nft::NFTA_CT_KEY, nft::NFT_CT_STATE);
+                });
             });
         });
-    });
-    request.finish()
+    })
 }
