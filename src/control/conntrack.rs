@@ -139,14 +139,14 @@ impl Control {
     /// nf_conntrack_netlink ([`Error::Missing`]).
     pub async fn stats(&mut self) -> Result<Stats, Error> {
         let doing = "counting conntrack entries";
-        let request = Raw::new(request::get_stats(0));
+        let request = Raw::new(request::get_stats(0)).acknowledged();
         let raw = self.link.ask(doing, request)?.one().await.map_err(no_subsystem)?;
         decode(doing, &raw, decode_stats)
     }
 
     /// The message of the entry with this original tuple, as `decode_conn` reads it.
     pub async fn lookup(&mut self, orig: &Tuple, zone: u16) -> Result<Option<Vec<u8>>, Error> {
-        let request = Raw::new(request::get_conn(orig, zone, 0));
+        let request = Raw::new(request::get_conn(orig, zone, 0)).acknowledged();
         match self.link.ask("looking up a conntrack entry", request)?.one().await {
             Ok(raw) => Ok(Some(raw.bytes().to_vec())),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
@@ -383,5 +383,14 @@ mod tests {
             collect(link.ask("counting", question()).unwrap(), decode_stats_cpu).await
         });
         assert!(matches!(error, Err(Error::Malformed { why: "wrong_type", .. })), "{error:?}");
+    }
+
+    /// As ctnetlink answers IPCTNL_MSG_CT_GET_STATS: NLM_F_MULTI, and no DONE.
+    #[test]
+    fn a_single_answer_that_says_multi_ends_with_its_acknowledgement() {
+        let (mut link, _) = scripted::link(vec![entries(1, 0), refusal(0, 1)]);
+        let raw =
+            scripted::run(async { link.ask("asking", question().acknowledged())?.one().await });
+        assert_eq!(raw.unwrap().bytes(), entries(1, 0).unwrap());
     }
 }

@@ -227,7 +227,7 @@ fn tracking(v4: &Tracked, v6: &Tracked, entries: Option<u64>) -> Option<Finding>
 /// A chain without a hook is enough: the rule alone makes the kernel track.
 fn switch_on() -> Remedy {
     Remedy {
-        command: "nft 'table inet track { chain on { ct state new } }'".to_owned(),
+        command: "nft 'table inet track { chain on { ct state new; }; }'".to_owned(),
         keep: Some(
             "enable_tracking = true under [capture] in conntrail.toml, which does it while the \
              agent runs; or the same table in /etc/nftables.conf"

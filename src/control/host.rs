@@ -8,6 +8,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use super::Error;
 use super::conntrack::{Control, NO_CTNETLINK};
@@ -20,6 +21,9 @@ use crate::ctnetlink::{Tuple, TupleParts, messages};
 
 /// Settings of this namespace; `/proc/sys/net` shows that of the thread which opens it.
 const SETTINGS: &str = "/proc/sys/net/netfilter/";
+
+/// A datagram over loopback takes microseconds; this blocks the caller only where it is dropped.
+const ARRIVAL_LIMIT: Duration = Duration::from_millis(200);
 
 /// May this process ask, and does the kernel answer?
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +141,6 @@ async fn tracked(control: &mut Control, loopback: IpAddr) -> Result<Tracked, Err
 /// Sends one datagram to itself and looks for the entry that it made: a sure sign, and no packet
 /// leaves the host. The opposite is no proof, because rules may exempt loopback.
 async fn probe(control: &mut Control, loopback: SocketAddr) -> Result<Tracked, Error> {
-    // The kernel makes and confirms the entry inside of send: nothing to wait for.
     let (sockets, flow) = match talk_to_self(loopback) {
         Ok(talk) => talk,
         Err(error) => return Ok(Tracked::Unknown(format!("loopback {}: {error}", loopback.ip()))),
@@ -157,6 +160,13 @@ fn talk_to_self(loopback: SocketAddr) -> io::Result<([UdpSocket; 2], Tuple)> {
     let (from, to) = (UdpSocket::bind(loopback)?, UdpSocket::bind(loopback)?);
     let (src, dst) = (from.local_addr()?, to.local_addr()?);
     from.send_to(&[], dst)?;
+    // Once it has arrived, its entry is confirmed. Waiting for it also tells a namespace that does
+    // not track from one where it is dropped: with lo down, sending to 127.0.0.1 still succeeds.
+    to.set_read_timeout(Some(ARRIVAL_LIMIT))?;
+    to.recv_from(&mut []).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other("a datagram sent to it did not arrive"),
+        _ => error,
+    })?;
     Ok(([from, to], udp_tuple(src, dst)))
 }
 

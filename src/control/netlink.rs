@@ -22,8 +22,8 @@ use std::time::Duration;
 use bytes::BufMut;
 use futures_util::Stream;
 use netlink_packet_core::{
-    NLM_F_DUMP_INTR, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP_INTR, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_proto::{
     Connection, ConnectionHandle, NetlinkCodec, ReplyExpectation, from_socket_with_codec,
@@ -64,6 +64,15 @@ impl Raw {
 
     fn flags(&self) -> u16 {
         self.u16_at(6)
+    }
+
+    /// Asks for an acknowledgement as well. ctnetlink sets NLM_F_MULTI in its single answers too
+    /// (ctnetlink_fill_info, ctnetlink_stat_ct_fill_info), after which netlink-proto waits for a
+    /// DONE that never comes: the acknowledgement ends the round.
+    pub(super) fn acknowledged(mut self) -> Self {
+        let flags = self.flags() | NLM_F_ACK;
+        self.0[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self
     }
 
     fn into_message(self) -> NetlinkMessage<Raw> {

@@ -56,7 +56,7 @@ mod nft {
 const DOING: &str = "switching tracking on";
 
 const NO_OWNER: &str = "nf_tables with NFT_TABLE_F_OWNER (Linux 5.12 and later), which \
-    enable_tracking needs; do it by hand instead: nft 'table inet track { chain on { ct state new } }'";
+    enable_tracking needs; do it by hand instead: nft 'table inet track { chain on { ct state new; }; }'";
 
 const NO_NFT_CT: &str = "nf_tables' ct expression (nft_ct), which enable_tracking needs; do it by \
     hand instead: iptables -t raw -A PREROUTING -m conntrack --ctstate NEW";
