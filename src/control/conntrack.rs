@@ -19,11 +19,11 @@ use crate::ctnetlink::{
     decode_stats, decode_stats_cpu, messages,
 };
 
-/// A dump is handed on in batches of this size: about 500 entries, so that a queue of a few MiB
+/// A dump is handed on in batches of this size: 400 to 700 entries, so that a queue of a few MiB
 /// holds many, and large enough that handing on costs nothing beside the kernel's work.
 pub const DUMP_BATCH: usize = 128 * 1024;
 
-pub(super) const NO_CTNETLINK: &str = "conntrack over netlink (nf_conntrack_netlink)";
+const NO_CTNETLINK: &str = "conntrack over netlink (nf_conntrack_netlink)";
 
 /// Which entries a dump gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -281,13 +281,11 @@ fn decode<T>(
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
-    use super::super::scripted::{self, done, entries, errno, question, refusal};
+    use super::super::scripted::{self, Script, done, entries, errno, question, refusal};
     use super::*;
     use crate::ctnetlink::uapi::netlink::NLM_F_DUMP_INTR;
 
-    async fn dump_of(steps: Vec<io::Result<Vec<u8>>>) -> (Result<DumpEnd, Error>, usize) {
+    async fn dump_of(steps: Script) -> (Result<DumpEnd, Error>, usize) {
         let (mut link, _) = scripted::link(steps);
         let mut seen = 0;
         let round = link.ask("dumping", question()).unwrap();
@@ -303,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_dump_says_how_it_ended() {
-        let table: Vec<(&str, Vec<io::Result<Vec<u8>>>, usize, Option<&str>)> = vec![
+        let table: Vec<(&str, Script, usize, Option<&str>)> = vec![
             ("empty", vec![done(0)], 0, None),
             ("whole", vec![entries(3, 0), entries(2, 0), done(0)], 5, None),
             ("errno in DONE", vec![entries(3, 0), done(libc::ENOMEM)], 3, Some("refused")),

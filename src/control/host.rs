@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::Error;
-use super::conntrack::{Control, NO_CTNETLINK};
+use super::conntrack::Control;
 use super::netlink::{Answer, Link, Paced, Raw};
 use crate::ctnetlink::request::{Header, Writer, message_type};
 use crate::ctnetlink::uapi::family::{AF_INET, AF_INET6};
@@ -69,6 +69,7 @@ pub struct Facts {
 
 impl Facts {
     /// Reads everything. Do it before subscribing to events: the probe's flow would show in them.
+    /// Blocks for up to 0.4 s where loopback drops packets.
     pub async fn read() -> Result<Self, Error> {
         let unasked = || Tracked::Unknown("the kernel could not be asked".to_owned());
         let (access, control) = access().await;
@@ -112,19 +113,18 @@ pub(super) fn setting_path(name: &str) -> String {
 async fn access() -> (Access, Option<Control>) {
     let mut control = match Control::connect() {
         Ok(control) => control,
-        Err(error) => return (access_of(&error), None),
+        Err(error) => return (refused(&error, Access::NoNetfilter), None),
     };
     match control.stats().await {
         Ok(_) => (Access::Granted, Some(control)),
-        Err(error) => (access_of(&error), None),
+        Err(error) => (refused(&error, Access::NoCtnetlink), None),
     }
 }
 
-fn access_of(error: &Error) -> Access {
+fn refused(error: &Error, missing: Access) -> Access {
     match error {
         Error::Denied { .. } => Access::Denied,
-        Error::Missing { what, .. } if *what == NO_CTNETLINK => Access::NoCtnetlink,
-        Error::Missing { .. } => Access::NoNetfilter,
+        Error::Missing { .. } => missing,
         other => Access::Failed(other.to_string()),
     }
 }
@@ -251,7 +251,7 @@ fn hook_function(message: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scripted::{self, done, message, refusal};
+    use super::super::scripted::{self, Script, done, message, refusal};
     use super::*;
     use crate::ctnetlink::uapi::netlink::NLM_F_MULTI;
 
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn conntracks_own_hook_is_a_proof_both_ways() {
-        let table: Vec<(&str, Vec<io::Result<Vec<u8>>>, Option<bool>)> = vec![
+        let table: Vec<(&str, Script, Option<bool>)> = vec![
             ("none", vec![done(0)], Some(false)),
             ("another's", vec![hook(Some(b"nft_do_chain_inet")), done(0)], Some(false)),
             (

@@ -19,6 +19,9 @@ pub(super) const LIMIT: Duration = Duration::from_millis(100);
 /// `IPCTNL_MSG_CT_NEW`.
 pub(super) const ENTRY: u16 = 0x0100;
 
+/// What the kernel gives, datagram by datagram.
+pub(super) type Script = Vec<io::Result<Vec<u8>>>;
+
 pub(super) struct Scripted {
     steps: Mutex<VecDeque<io::Result<Vec<u8>>>>,
     sent: AtomicUsize,
@@ -28,7 +31,7 @@ pub(super) struct Scripted {
 
 /// A link to a kernel that gives these datagrams once it is asked, then is silent; and the count of
 /// what was read of them.
-pub(super) fn link(steps: Vec<io::Result<Vec<u8>>>) -> (Link<Scripted>, Arc<AtomicUsize>) {
+pub(super) fn link(steps: Script) -> (Link<Scripted>, Arc<AtomicUsize>) {
     let read = Arc::new(AtomicUsize::new(0));
     let socket = Scripted {
         steps: Mutex::new(steps.into()),

@@ -59,7 +59,7 @@ const NO_OWNER: &str = "nf_tables with NFT_TABLE_F_OWNER (Linux 5.12 and later),
     enable_tracking needs; do it by hand instead: nft 'table inet track { chain on { ct state new; }; }'";
 
 const NO_NFT_CT: &str = "nf_tables' ct expression (nft_ct), which enable_tracking needs; do it by \
-    hand instead: iptables -t raw -A PREROUTING -m conntrack --ctstate NEW";
+    hand instead: iptables -t raw -A PREROUTING -m conntrack --ctstate NEW, and ip6tables the same";
 
 /// What records need to carry all that they can. `nf_conntrack_events` 2 (automatic) becomes 1: a
 /// flow born while we are not listening shall end with an event too.
@@ -72,18 +72,24 @@ pub struct Tracking {
     /// Owns the table. Taken out by [`Tracking::undo`] and drop only.
     owner: Option<Control>,
     changed: Vec<Changed>,
+    unchanged: Vec<Error>,
 }
 
-/// Switches tracking on, and accounting, timestamps and events where they are off. Where a later
-/// step fails, what was done before is undone.
+/// Switches tracking on, and accounting, timestamps and events where they are off. A setting that
+/// cannot be written (the read-only /proc/sys of a container) stops nothing: tracking is what was
+/// asked for, [`Tracking::unchanged`] says it, and [`findings`](super::findings) what it means.
 pub async fn enable_tracking() -> Result<Tracking, Error> {
-    let mut tracking = Tracking { table: table_name(), owner: None, changed: Vec::new() };
+    let mut tracking =
+        Tracking { table: table_name(), owner: None, changed: Vec::new(), unchanged: Vec::new() };
     let mut owner = Control::connect()?;
     // The table first: it is what makes the kernel load the modules that bring the settings.
     install(&mut owner, &tracking.table).await?;
     tracking.owner = Some(owner);
     for name in SETTINGS {
-        tracking.changed.extend(switch_on(name)?);
+        match switch_on(name) {
+            Ok(changed) => tracking.changed.extend(changed),
+            Err(error) => tracking.unchanged.push(error),
+        }
     }
     Ok(tracking)
 }
@@ -97,6 +103,11 @@ impl Tracking {
     /// The settings that were changed, with their values before.
     pub fn changed(&self) -> impl Iterator<Item = (&'static str, u8)> {
         self.changed.iter().map(|changed| (changed.name, changed.before))
+    }
+
+    /// Why settings could not be changed.
+    pub fn unchanged(&self) -> &[Error] {
+        &self.unchanged
     }
 
     /// Takes everything back and says what did not work; drop can only log it.

@@ -42,8 +42,8 @@ fn possible(test: &str, programs: &[&str]) -> bool {
 /// Runs async work on a thread inside the namespace.
 fn inside<T: Send>(netns: &Netns, work: impl AsyncFnOnce() -> T + Send) -> T {
     netns.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(work())
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime needs nothing but file descriptors").block_on(work())
     })
 }
 
@@ -180,9 +180,9 @@ fn conntrack_statistics(text: &str) -> HashMap<u32, HashMap<String, u32>> {
         let mut values: HashMap<String, u32> = line
             .split_whitespace()
             .filter_map(|word| word.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+            .map(|(name, value)| (name.to_owned(), value.parse().expect("all values are numbers")))
             .collect();
-        let cpu = values.remove("cpu").unwrap();
+        let cpu = values.remove("cpu").expect("each line names its CPU");
         cpus.insert(cpu, values);
     }
     cpus
@@ -433,6 +433,27 @@ fn a_killed_agent_leaves_no_table_behind() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn settings_that_cannot_be_written_do_not_keep_tracking_off() -> Result<()> {
+    if !possible("read-only settings", &["unshare", "nft"]) {
+        return Ok(());
+    }
+    let netns = Netns::new("readonly")?;
+    netns.conntrack_settings(2, false, false)?;
+    // As a container has it.
+    let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+                  exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]);
+    let output = netns.output(child(&mut command, "track and end")?)?;
+    assert!(output.contains("ready"), "{output}");
+    assert_eq!(output.matches("unchanged ").count(), 3, "{output}");
+    assert!(output.contains("nf_conntrack_acct: Read-only file system"), "{output}");
+    assert_eq!(our_tables(&netns)?, 0);
+    assert_eq!(settings(&netns)?, [Some(2), Some(0), Some(0)]);
+    Ok(())
+}
+
 /// This test program again, as another process with a role. `command` is what starts it.
 fn child<'a>(command: &'a mut Command, role: &str) -> Result<&'a mut Command> {
     let this = std::env::current_exe()?;
@@ -453,11 +474,16 @@ fn role() {
                 println!("found {} exit {:?}", finding.code.name(), finding.code.exit_code());
             }
         }
-        Ok("track") => {
-            let _tracking = runtime.block_on(enable_tracking()).unwrap();
+        Ok("track" | "track and end") => {
+            let tracking = runtime.block_on(enable_tracking()).unwrap();
+            for error in tracking.unchanged() {
+                println!("unchanged {error}");
+            }
             println!("ready");
-            // The parent kills it; without one it ends by itself.
-            std::thread::sleep(Duration::from_secs(20));
+            if std::env::var(ROLE).as_deref() == Ok("track") {
+                // The parent kills it; without one it ends by itself.
+                std::thread::sleep(Duration::from_secs(20));
+            }
         }
         _ => println!("nothing to do"),
     }
