@@ -9,12 +9,15 @@ mod conntrack;
 mod error;
 mod findings;
 mod host;
-mod message;
 mod netlink;
+#[cfg(test)]
+mod scripted;
+mod snapshot;
 mod tracking;
 
-pub use conntrack::{Control, DUMP_BATCH, DumpEnd, Family, Flow, Incomplete};
+pub use conntrack::{Control, DUMP_BATCH, DumpEnd, Family, Incomplete};
 pub use error::Error;
 pub use findings::{Code, Finding, Remedy, Severity, findings};
 pub use host::{Access, Facts, Tracked, setting};
+pub use snapshot::snapshot;
 pub use tracking::{Tracking, enable_tracking};
