@@ -1,1 +1,3 @@
+//! Tests against this host's kernel. They need root and say so.
 
+mod file_sink;
