@@ -8,3 +8,4 @@ mod lab;
 
 mod capture;
 mod control;
+mod file_sink;
