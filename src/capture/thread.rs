@@ -31,16 +31,19 @@ const NAP: Duration = Duration::from_millis(2);
 const GUARD_RETRY: Duration = Duration::from_millis(100);
 const GUARD_RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// At the end, entries that the kernel retained are waited for: it tries again every 10 ms
-/// (`ECACHE_RETRY_JIFFIES`), so three times that without a drop or an event means that none is left.
-const LAST_RETRY: Duration = Duration::from_millis(30);
-
 /// So long after the last drop entries may still be retained: hundreds of thousands take seconds to
 /// come, without a drop where we keep up.
 const RETAINED: Duration = Duration::from_secs(10);
 
-/// The end waits no longer than this, because new events may come for ever.
-const LINGER: Duration = Duration::from_secs(2);
+/// Retained entries that have not been tried for so long are not retained for us: the kernel waits
+/// a second (`HZ`) after the first failure, and 10 ms after the following ones.
+const NOT_OURS: Duration = Duration::from_millis(1200);
+
+/// The end waits for retained entries no longer than this: that second, and 300,000 of them.
+const LINGER: Duration = Duration::from_secs(4);
+
+/// Between looks at the kernel's list meanwhile.
+const LINGER_NAP: Duration = Duration::from_millis(10);
 
 bitflags! {
     /// Which events are wanted.
@@ -568,32 +571,32 @@ impl Worker {
         self.tell(gap)
     }
 
-    /// Waits for what the kernel retained, in bounded time. True when some may still be.
+    /// Waits for what the kernel retained, in bounded time. True when some may still be: with the
+    /// socket closed the kernel forgets them, and nothing counts them.
     fn linger(&mut self) -> Result<bool, RoundError> {
         let end = Instant::now() + LINGER;
-        let mut quiet = Instant::now();
         loop {
             self.read_reports()?;
             let round = self.round()?;
-            let now = Instant::now();
-            let since_drop = self.moving.at.map(|at| now - at);
-            if !self.ledger.is_reliable() || since_drop.is_none_or(|since| since > RETAINED) {
-                // Nothing is retained: empty once is enough.
-                if !round.more {
-                    return Ok(false);
+            if round.more {
+                if Instant::now() >= end {
+                    return Ok(self.may_be_retained(&round));
                 }
-            } else if round.datagrams > 0 || since_drop.is_some_and(|since| since < LAST_RETRY) {
-                quiet = now;
-            } else if now - quiet >= LAST_RETRY {
+                continue;
+            }
+            if !self.may_be_retained(&round) || !socket::any_dying()? {
                 return Ok(false);
             }
-            if now >= end {
-                return Ok(self.ledger.is_reliable());
+            if Instant::now() >= end {
+                return Ok(true);
             }
-            if !round.more {
-                std::thread::sleep(NAP);
-            }
+            std::thread::sleep(LINGER_NAP);
         }
+    }
+
+    fn may_be_retained(&self, round: &Round) -> bool {
+        let Some(since) = self.moving.at.map(|at| at.elapsed()) else { return false };
+        self.ledger.is_reliable() && since < RETAINED && (since < NOT_OURS || round.datagrams > 0)
     }
 
     fn tell_retained(&mut self) -> Result<(), RoundError> {
