@@ -361,6 +361,13 @@ pub(super) fn ignore_stop_signals() {
     }
 }
 
+/// CPUs that are online.
+pub(super) fn cpus() -> u32 {
+    // SAFETY: no pointers; -1 when it is not known.
+    let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(cpus).unwrap_or(1)
+}
+
 /// Asks to run before others; without the privilege it stays as it is.
 pub(super) fn raise_priority() {
     // SAFETY: no pointers; a failure changes nothing.

@@ -107,11 +107,31 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn set_filter(&self, program: Option<&Program>) -> Result<(), CaptureError> {
+    /// False when nothing filters in the kernel now.
+    fn set_filter(&self, program: Option<&Program>) -> Result<bool, CaptureError> {
         for socket in [&self.destroys, &self.events].into_iter().flatten() {
-            socket
-                .set_filter(program)
-                .map_err(|e| CaptureError::of("cannot attach the socket filter", e))?;
+            let Err(error) = socket.set_filter(program) else { continue };
+            // Programs count against net.core.optmem_max, the old one and the new one together.
+            if socket.set_filter(None).and_then(|()| socket.set_filter(program)).is_err() {
+                tracing::warn!(
+                    %error,
+                    "the kernel does not take the socket filter; filtering in user space alone \
+                     (net.core.optmem_max may be too small)"
+                );
+                self.detach()?;
+                return Ok(false);
+            }
+        }
+        Ok(program.is_some())
+    }
+
+    /// A filter that is no longer wanted must not stay: it would drop what is wanted now.
+    fn detach(&self) -> Result<(), CaptureError> {
+        for socket in [&self.destroys, &self.events].into_iter().flatten() {
+            socket.set_filter(None).map_err(|source| CaptureError::Fatal {
+                what: "cannot remove the socket filter",
+                source,
+            })?;
         }
         Ok(())
     }
@@ -121,16 +141,23 @@ impl Capture {
     /// Opens the sockets in the network namespace of the calling thread.
     pub fn new(config: CaptureConfig) -> Result<Self, CaptureError> {
         let wants = config.events;
-        let destroys =
-            wants.contains(Events::DESTROY).then(|| open(&config)).transpose()?.map(Arc::new);
+        let destroys = wants.contains(Events::DESTROY).then(open).transpose()?.map(Arc::new);
         let events = wants
             .intersects(Events::NEW | Events::UPDATE | Events::EXPECT)
-            .then(|| open(&config))
+            .then(open)
             .transpose()?
             .map(Arc::new);
         let sockets = Sockets { destroys, events };
         sockets.set_filter(config.filter.as_ref())?;
         let buffer = set_buffers(&sockets, config.receive_buffer)?;
+        let failed = |e| CaptureError::of("cannot read SO_MEMINFO", e);
+        let side = |socket: &Option<Arc<Socket>>, kinds| {
+            socket.clone().map(|socket| Side::new(socket, kinds)).transpose().map_err(failed)
+        };
+        // Before the first event, so that the first drop is counted.
+        let destroys = side(&sockets.destroys, GapKinds::DESTROY)?;
+        let events = side(&sockets.events, gap_kinds(wants))?;
+        let drops = destroys.as_ref().map_or(0, Side::drops);
         // DESTROY first: a flow that comes and goes while we join then has an end without a
         // beginning, as older flows have, and not a beginning without an end.
         if let Some(socket) = &sockets.destroys {
@@ -139,21 +166,9 @@ impl Capture {
         if let Some(socket) = &sockets.events {
             join(socket, &groups(wants))?;
         }
-        let failed = |e| CaptureError::of("cannot read SO_MEMINFO", e);
-        let side = |socket: &Option<Arc<Socket>>, kinds| {
-            socket.clone().map(|socket| Side::new(socket, kinds)).transpose().map_err(failed)
-        };
         let stats = Arc::<CaptureStats>::default();
-        let drops = match &sockets.destroys {
-            Some(socket) => socket.memory().map_err(failed)?.drops,
-            None => 0,
-        };
         Ok(Capture {
-            reader: Reader::new(
-                side(&sockets.destroys, GapKinds::DESTROY)?,
-                side(&sockets.events, gap_kinds(wants))?,
-                stats.clone(),
-            ),
+            reader: Reader::new(destroys, events, stats.clone()),
             reliable: config.reliable && sockets.destroys.is_some(),
             sockets,
             valve: config.valve,
@@ -201,8 +216,7 @@ impl Capture {
     }
 }
 
-fn open(config: &CaptureConfig) -> Result<Socket, CaptureError> {
-    debug_assert!(config.receive_buffer > 0);
+fn open() -> Result<Socket, CaptureError> {
     let socket =
         Socket::open().map_err(|e| CaptureError::of("cannot open a netfilter socket", e))?;
     socket
@@ -287,8 +301,9 @@ impl CaptureHandle {
         self.thread.is_finished()
     }
 
-    /// Replaces the filter in the kernel; on an error the old one may stay on one of the sockets.
-    pub fn set_filter(&self, program: Option<&Program>) -> Result<(), CaptureError> {
+    /// Replaces the filter in the kernel. False when none is there now, because none was given or
+    /// the kernel did not take it: user space filters in any case. The old one never stays.
+    pub fn set_filter(&self, program: Option<&Program>) -> Result<bool, CaptureError> {
         self.shared.sockets.set_filter(program)
     }
 
@@ -303,6 +318,7 @@ struct GuardKeeper {
     program: Option<PathBuf>,
     config: ValveConfig,
     running: Option<Guard>,
+    started: Instant,
     /// When the next start is due, while none runs.
     due: Instant,
     pause: Duration,
@@ -310,12 +326,15 @@ struct GuardKeeper {
 
 impl GuardKeeper {
     fn new(program: Option<PathBuf>, config: ValveConfig) -> Self {
-        GuardKeeper { program, config, running: None, due: Instant::now(), pause: GUARD_RETRY }
+        let now = Instant::now();
+        GuardKeeper { program, config, running: None, started: now, due: now, pause: GUARD_RETRY }
     }
 
-    /// Puts the next start off, each time twice as long.
+    /// Puts the next start off, each time twice as long, unless the last one worked for a while.
     fn put_off(&mut self) {
-        self.running = None;
+        if self.running.take().is_some() && self.started.elapsed() > GUARD_RETRY_MAX {
+            self.pause = GUARD_RETRY;
+        }
         self.due = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(GUARD_RETRY_MAX);
     }
@@ -431,6 +450,7 @@ impl Worker {
                 Ok(guard) => {
                     tracing::debug!(pid = guard.id(), "valve guard started");
                     keeper.running = Some(guard);
+                    keeper.started = Instant::now();
                     stats::add(&self.stats.guard_starts, 1);
                 }
                 Err(error) => {
@@ -463,10 +483,6 @@ impl Worker {
     fn follow(&mut self, report: Report) -> Result<(), RoundError> {
         match report.event {
             Event::Armed => {
-                if let Some(keeper) = &mut self.guard {
-                    // It works: the next failure is a new one.
-                    keeper.pause = GUARD_RETRY;
-                }
                 let gap = self.ledger.armed(report.reading, report.at);
                 self.tell(gap)?;
                 self.stats.reliable_active.store(true, Ordering::Relaxed);
