@@ -11,7 +11,7 @@ use conntrail::ctnetlink::uapi::family::AF_UNSPEC;
 use conntrail::ctnetlink::{Tuple, TupleParts, request};
 
 use super::bed::{self, Bed, CLIENT};
-use super::golden::folder;
+use super::corpus::folder;
 use crate::lab::Result;
 
 #[test]

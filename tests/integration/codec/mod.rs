@@ -2,5 +2,9 @@
 
 mod bed;
 mod capture_golden;
+mod corpus;
 mod describe;
+mod encode;
 mod golden;
+mod mutations;
+mod properties;
