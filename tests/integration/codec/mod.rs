@@ -7,4 +7,5 @@ mod describe;
 mod encode;
 mod golden;
 mod mutations;
+mod oracles;
 mod properties;
