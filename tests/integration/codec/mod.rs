@@ -6,6 +6,7 @@ mod corpus;
 mod describe;
 mod encode;
 mod golden;
+mod live;
 mod mutations;
 mod oracles;
 mod properties;
