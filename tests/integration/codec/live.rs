@@ -15,8 +15,8 @@ use conntrail::ctnetlink::uapi::status::{
     IPS_ASSURED, IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY,
 };
 use conntrail::ctnetlink::{
-    Attrs, Class, Conn, Counters, Event, Kind, Message, Tally, Tuple, TupleParts, decode_conn,
-    messages, names, request,
+    Attrs, Class, Counters, Event, Kind, Message, Tally, Tuple, TupleParts, decode_conn, messages,
+    names, request,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -116,7 +116,7 @@ fn compare_dump(bed: &Bed) -> Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let theirs = bed.conntrack("-L -o xml,id")?;
     let mut ours = Vec::new();
-    for_each_conn(&datagrams, |_, event| ours.push(timeless(&xml(&event.conn, now))));
+    for_each_conn(&datagrams, |_, event| ours.push(timeless(&xml(event, now))));
     let mut theirs: Vec<_> =
         theirs.lines().filter(|line| line.starts_with("<flow")).map(timeless).collect();
     ours.sort();
@@ -156,7 +156,7 @@ fn line(message: &Message<'_>, event: &Event<'_>) -> String {
         Kind::Destroy => "[DESTROY]",
         Kind::Entry => "entry",
     });
-    write!(out, " {} {}", names::protocol(conn.orig.proto), conn.orig.proto).unwrap();
+    write!(out, " {} {}", names::conntrack_protocol(conn.orig.proto), conn.orig.proto).unwrap();
     let mut put = |attr: Attrs, text: String| {
         if conn.has(attr) {
             write!(out, " {text}").unwrap();
@@ -181,11 +181,12 @@ fn line(message: &Message<'_>, event: &Event<'_>) -> String {
     }
     put(Attrs::MARK, format!("mark={}", conn.mark));
     put(Attrs::ZONE, format!("zone={}", conn.zone));
-    let lasted = conn.stop.wrapping_sub(conn.start) / 1_000_000_000;
+    // conntrack takes whole seconds first and the difference then.
+    let lasted = (conn.stop / 1_000_000_000).wrapping_sub(conn.start / 1_000_000_000);
     put(Attrs::START | Attrs::STOP, format!("delta-time={lasted}"));
     put(Attrs::USE, format!("use={}", conn.use_count));
-    put(Attrs::ID, format!("id={}", conn.id));
     put(Attrs::HELPER, format!("helper={}", String::from_utf8_lossy(event.helper)));
+    put(Attrs::ID, format!("id={}", conn.id));
     if message.portid != 0 {
         write!(out, " [USERSPACE] portid={}", message.portid).unwrap();
     }
@@ -196,7 +197,7 @@ fn tuple(tuple: &Tuple, zone: &str) -> String {
     let mut out = format!("src={} dst={}", tuple.src(), tuple.dst());
     if tuple.has(TupleParts::SRC_PORT) {
         let (src, dst) = (tuple.src_port, tuple.dst_port);
-        match names::protocol(tuple.proto) {
+        match names::conntrack_protocol(tuple.proto) {
             "gre" => write!(out, " srckey={src:#x} dstkey={dst:#x}").unwrap(),
             _ => write!(out, " sport={src} dport={dst}").unwrap(),
         }
@@ -228,7 +229,8 @@ fn split(text: &str) -> (String, Duration) {
 }
 
 /// An entry as `conntrack -L -o xml,id` prints it.
-fn xml(conn: &Conn, now: Duration) -> String {
+fn xml(event: &Event<'_>, now: Duration) -> String {
+    let conn = &event.conn;
     let mut out = String::from("<flow>");
     let directions = [
         ("original", &conn.orig, Attrs::COUNTERS_ORIG, &conn.orig_counters),
@@ -266,7 +268,11 @@ fn xml(conn: &Conn, now: Duration) -> String {
         let age = (now - Duration::from_nanos(conn.start)).as_secs();
         write!(out, "<deltatime>{age}</deltatime>").unwrap();
     }
-    out.push_str("</meta></flow>");
+    out.push_str("</meta>");
+    if conn.has(Attrs::HELPER) {
+        write!(out, "<helper>{}</helper>", String::from_utf8_lossy(event.helper)).unwrap();
+    }
+    out.push_str("</flow>");
     out
 }
 
@@ -277,7 +283,7 @@ fn xml_tuple(tuple: &Tuple) -> String {
         tuple.src(),
         tuple.dst()
     );
-    let protocol = names::protocol(tuple.proto);
+    let protocol = names::conntrack_protocol(tuple.proto);
     write!(out, "<layer4 protonum=\"{}\" protoname=\"{protocol}\">", tuple.proto).unwrap();
     if tuple.has(TupleParts::SRC_PORT) {
         let (src, dst) = (tuple.src_port, tuple.dst_port);
