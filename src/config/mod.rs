@@ -27,8 +27,8 @@ use toml::de::DeTable;
 pub use problem::{ConfigError, Located};
 pub use resolved::{
     CaptureSettings, Compression, Config, DEFAULT_SPOOL_SIZE, EventKinds, FieldChoice,
-    FileSettings, FilterSettings, LogFormat, LogLevel, MAX_SPOOL_SIZE, MIN_SPOOL_SIZE, Method,
-    SinkSettings, SinkTarget, TelemetrySettings,
+    FileSettings, LogFormat, LogLevel, MAX_SPOOL_SIZE, MIN_SPOOL_SIZE, Method, SinkSettings,
+    SinkTarget, TelemetrySettings,
 };
 
 use problem::{Problem, line_of};

@@ -3,14 +3,12 @@
 //! An `Option` here means "switched off", never "not given". The defaults are in one place each:
 //! the `Default` of the struct they belong to.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use crate::flow::FieldSet;
 use crate::format::FormatKind;
+use crate::pipeline::Filter;
 use crate::spool::{SpoolConfig, WhenFull};
 
 const KIB: u64 = 1024;
@@ -23,7 +21,7 @@ pub struct Config {
     /// Stands in every record as `agent`.
     pub agent_name: String,
     pub capture: CaptureSettings,
-    pub filter: FilterSettings,
+    pub filter: Filter,
     /// Dump the table at start.
     pub snapshot: bool,
     pub spool: SpoolConfig,
@@ -61,22 +59,6 @@ pub enum Method {
     Auto,
     /// Plain netlink sockets.
     Socket,
-}
-
-/// What is shipped. An empty list does not restrict.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FilterSettings {
-    /// Only flows with `IPS_SRC_NAT` or `IPS_DST_NAT`.
-    pub nat_only: bool,
-    pub protocols: Vec<u8>,
-    /// A flow passes when either end lies in one of these.
-    pub include: Vec<IpNet>,
-    /// A flow with an end in one of these never passes.
-    pub exclude: Vec<IpNet>,
-    pub ports: Vec<RangeInclusive<u16>>,
-    /// Value and mask: a flow passes when `mark & mask == value`.
-    pub marks: Vec<(u32, u32)>,
-    pub zones: Vec<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -285,7 +267,7 @@ impl Default for Config {
         Config {
             agent_name: host_name(),
             capture: CaptureSettings::default(),
-            filter: FilterSettings::default(),
+            filter: Filter::default(),
             snapshot: true,
             spool: SpoolConfig {
                 max_size: DEFAULT_SPOOL_SIZE as usize,

@@ -9,12 +9,13 @@ use toml::de::{DeTable, DeValue};
 use crate::flow::FieldSet;
 use crate::flow::fields::FIELDS;
 use crate::format::FormatKind;
+use crate::pipeline::Filter;
 use crate::spool::WhenFull;
 
 use super::reader::{Reader, Section, Value};
 use super::resolved::{
-    CaptureSettings, Compression, Config, EventKinds, FieldChoice, FileSettings, FilterSettings,
-    LogFormat, LogLevel, MAX_SPOOL_SIZE, MIN_SPOOL_SIZE, Method, SinkSettings, SinkTarget,
+    CaptureSettings, Compression, Config, EventKinds, FieldChoice, FileSettings, LogFormat,
+    LogLevel, MAX_SPOOL_SIZE, MIN_SPOOL_SIZE, Method, SinkSettings, SinkTarget,
 };
 use super::values::{self, Refused};
 
@@ -170,13 +171,13 @@ fn events(reader: &mut Reader, section: Section<'_>) -> EventKinds {
     kinds
 }
 
-fn filter(reader: &mut Reader, section: Section<'_>) -> FilterSettings {
+fn filter(reader: &mut Reader, section: Section<'_>) -> Filter {
     reader.unknown_keys(section, FILTER, owner);
     let networks =
         reader.parsed_list(section, "networks", "networks in quotes", values::parse_network);
     let (exclude, include): (Vec<_>, Vec<_>) =
         networks.into_iter().partition(|network| network.exclude);
-    FilterSettings {
+    Filter {
         nat_only: reader.boolean(section, "nat_only", false),
         protocols: reader.parsed_list(
             section,

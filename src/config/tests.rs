@@ -10,6 +10,7 @@ use proptest::sample::{Index, select};
 
 use super::*;
 use crate::format::FormatKind;
+use crate::pipeline::Filter;
 use crate::spool::{SpoolConfig, WhenFull};
 
 fn read(text: &str) -> Config {
@@ -115,7 +116,7 @@ fn each_key_reaches_its_setting() {
             receive_buffer: 4 << 20,
             enable_tracking: true,
         },
-        filter: FilterSettings {
+        filter: Filter {
             nat_only: true,
             protocols: vec![6, 47, 17],
             include: nets(&["192.0.2.0/24", "2001:db8::1/128"]),
@@ -354,7 +355,7 @@ fn any_ports() -> impl Strategy<Value = RangeInclusive<u16>> {
     (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| a.min(b)..=a.max(b))
 }
 
-fn any_filter() -> impl Strategy<Value = FilterSettings> {
+fn any_filter() -> impl Strategy<Value = Filter> {
     (
         any::<bool>(),
         vec(any::<u8>(), 0..4),
@@ -364,8 +365,14 @@ fn any_filter() -> impl Strategy<Value = FilterSettings> {
         vec(any::<(u32, u32)>().prop_map(|(value, mask)| (value & mask, mask)), 0..4),
         vec(any::<u16>(), 0..4),
     )
-        .prop_map(|(nat_only, protocols, include, exclude, ports, marks, zones)| {
-            FilterSettings { nat_only, protocols, include, exclude, ports, marks, zones }
+        .prop_map(|(nat_only, protocols, include, exclude, ports, marks, zones)| Filter {
+            nat_only,
+            protocols,
+            include,
+            exclude,
+            ports,
+            marks,
+            zones,
         })
 }
 
