@@ -1,9 +1,10 @@
 use clap::{Args, ValueEnum};
 
-use crate::agent::{self, Options};
+use crate::agent::Options;
 use crate::config::{CaptureSettings, Config, EventKinds, LogLevel, SinkSettings};
 use crate::format::FormatKind;
 
+use super::run::start;
 use super::{Exit, NetnsArgs, OutputArgs, OutputFormat};
 
 /// Show events as they come, as conntrack -E does
@@ -54,7 +55,7 @@ pub(super) fn events(args: EventsArgs) -> Exit {
         return exit;
     }
     let config = config(&args);
-    agent::run(config, Options { config_path: None, netns: args.netns.netns, viewer: true })
+    start(config, Options { config_path: None, netns: args.netns.netns, viewer: true })
 }
 
 fn config(args: &EventsArgs) -> Config {

@@ -2,15 +2,16 @@ use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
 
+use crate::agent::identity::of_this_run;
 use crate::capture::{Item, RawBatch};
 use crate::config::Config;
 use crate::control::{Control, DumpEnd, Error, Family, Incomplete};
-use crate::flow::{FieldSet, FlowIds, Identity, Record, View};
+use crate::flow::{FieldSet, Identity, Record, View};
 use crate::format::{Format, FormatKind};
-use crate::pipeline::{Decoder, Filter, now};
+use crate::pipeline::{Decoder, Filter};
 
 use super::output::{fail, finish};
-use super::{Exit, Here, NetnsArgs, OutputArgs, OutputFormat, ask};
+use super::{Exit, NetnsArgs, OutputArgs, OutputFormat, ask};
 
 /// List the connections that there are now, as conntrack -L does
 ///
@@ -85,7 +86,8 @@ struct Printer {
 
 impl Printer {
     fn new(args: &ListArgs) -> io::Result<Self> {
-        let here = Here::read()?;
+        let agent = Config::default().agent_name;
+        let (identity, ids) = of_this_run(&agent, args.netns.netns.as_deref())?;
         let kind = match args.output.output {
             OutputFormat::Text => FormatKind::Conntrack,
             OutputFormat::Json => FormatKind::Json,
@@ -97,11 +99,7 @@ impl Printer {
                 false,
             ),
             format: kind.build(FieldSet::FULL),
-            identity: Identity {
-                agent: Config::default().agent_name,
-                epoch: now(),
-                netns: here.netns_name(args.netns.netns.as_deref()),
-            },
+            identity,
             seq: 1,
             records: Vec::new(),
             out: Vec::new(),

@@ -23,7 +23,6 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::control;
 
 pub use exit::Exit;
-pub use netns::Here;
 
 /// Ships Linux conntrack events as structured records; none goes missing unsaid
 ///
@@ -129,14 +128,7 @@ fn ask<T>(question: impl Future<Output = Result<T, control::Error>>) -> Result<T
         Ok(runtime) => runtime.block_on(question),
         Err(error) => return Err(output::fail(Exit::Failure, &error)),
     };
-    answer.map_err(|error| {
-        let exit = match error {
-            control::Error::Denied { .. } => Exit::Privilege,
-            control::Error::Missing { .. } => Exit::KernelSupport,
-            _ => Exit::Failure,
-        };
-        output::fail(exit, &error)
-    })
+    answer.map_err(|error| output::fail(Exit::of_control(&error), &error))
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! The network namespace that a command works in.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -50,28 +49,6 @@ fn path_of(name: &str) -> PathBuf {
     if name.contains('/') { PathBuf::from(name) } else { Path::new(NAMED).join(name) }
 }
 
-/// Which host, boot and namespace this is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Here {
-    pub boot_id: String,
-    /// The inode number of the namespace of the calling thread.
-    pub netns: u64,
-}
-
-impl Here {
-    pub fn read() -> io::Result<Self> {
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let netns = fs::metadata("/proc/thread-self/ns/net")?.ino();
-        Ok(Here { boot_id: boot_id.trim().to_owned(), netns })
-    }
-
-    /// What records call the namespace: its name where it was asked for by one, else its number.
-    pub fn netns_name(&self, asked: Option<&str>) -> String {
-        let name = asked.filter(|name| !name.contains('/'));
-        name.map_or_else(|| self.netns.to_string(), str::to_owned)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,15 +57,5 @@ mod tests {
     fn a_name_is_looked_up_and_a_path_is_taken() {
         assert_eq!(path_of("blue"), Path::new("/run/netns/blue"));
         assert_eq!(path_of("/proc/1/ns/net"), Path::new("/proc/1/ns/net"));
-    }
-
-    #[test]
-    fn here_is_a_place_and_a_boot() {
-        let here = Here::read().unwrap();
-        assert!(here.netns > 0);
-        assert_eq!(here.boot_id.len(), 36);
-        assert_eq!(here.netns_name(Some("blue")), "blue");
-        assert_eq!(here.netns_name(Some("/proc/1/ns/net")), here.netns.to_string());
-        assert_eq!(here.netns_name(None), here.netns.to_string());
     }
 }

@@ -3,9 +3,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::agent::{self, Options};
-use crate::config::{Config, ConfigError, DEFAULT_PATH};
+use crate::config::{Config, ConfigError, DEFAULT_PATH, LogLevel};
+use crate::telemetry::logs;
 
-use super::output::complain;
+use super::output::{complain, fail};
 use super::{Exit, NetnsArgs};
 
 /// Run the agent: every event as a record, until it is told to stop
@@ -87,5 +88,20 @@ pub(super) fn run(args: RunArgs) -> Exit {
         return exit;
     }
     let options = Options { config_path: found.path, netns: args.netns.netns, viewer: false };
-    agent::run(found.config, options)
+    start(found.config, options)
+}
+
+/// Logs from here on, and runs.
+pub(super) fn start(config: Config, options: Options) -> Exit {
+    let telemetry = config.telemetry;
+    if let Err(error) = logs::start(telemetry) {
+        return fail(Exit::Usage, &error);
+    }
+    let Err(error) = agent::run(config, options) else { return Exit::Success };
+    let exit = Exit::of_agent(&error);
+    if telemetry.log == LogLevel::Off {
+        return fail(exit, &error);
+    }
+    tracing::error!("{error}");
+    exit
 }

@@ -9,12 +9,12 @@ mod select;
 mod stats;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::capture::{Item, RawBatch, Receiver, ValveChange};
 use crate::ctnetlink::{
-    Attrs, Class, Event, Expect, Kind, Malformed, Message, Tally, decode_conn, decode_expect,
-    messages,
+    Attrs, Class, Event, Expect, Kind, Malformed, Message, decode_conn, decode_expect, messages,
 };
 use crate::flow::{
     AgentAction, AgentNote, Body, Expectation, Flow, FlowEvent, FlowIds, Gap, GapCause, GapKinds,
@@ -24,7 +24,8 @@ use crate::spool::{Spool, SpoolClosed};
 
 use memory::{LiveFlows, RareMemory};
 pub use select::Filter;
-pub use stats::PipelineStats;
+use stats::BatchTally;
+pub use stats::{GapStats, PipelineStats};
 
 /// How often an idle pipeline looks whether it should go on; the queue wakes it for work.
 const IDLE: Duration = Duration::from_secs(60);
@@ -63,10 +64,13 @@ impl Pipeline {
                 self.receiver.recycle(batch);
             }
             self.stats.add(&mut self.decoder.tally);
-            let weight = records.len() as u64;
+            for gap in self.decoder.gaps.drain(..) {
+                self.stats.gap(&gap);
+            }
+            let made = records.len() as u64;
             let appended = self.spool.append(&mut records, now());
             if appended.is_err() {
-                self.stats.lost_at_stop(weight);
+                self.stats.lost_at_stop.fetch_add(made, Relaxed);
             }
             appended?;
         }
@@ -78,17 +82,6 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// Counts of one item.
-#[derive(Debug, Default)]
-pub(crate) struct BatchTally {
-    pub decoded: [u64; 4],
-    pub expectations: u64,
-    pub filtered: u64,
-    pub gaps: u64,
-    pub notes: u64,
-    pub codec: Tally,
-}
-
 /// The part without threads: items to records.
 #[derive(Debug)]
 pub struct Decoder {
@@ -97,7 +90,9 @@ pub struct Decoder {
     rare: RareMemory,
     /// Flows with a live event since the subscription, while the snapshot is under way.
     live: Option<LiveFlows>,
-    pub(crate) tally: BatchTally,
+    tally: BatchTally,
+    /// Gaps of the last item, to be counted.
+    gaps: Vec<Gap>,
 }
 
 impl Decoder {
@@ -109,6 +104,7 @@ impl Decoder {
             rare: RareMemory::default(),
             live: snapshot.then(LiveFlows::default),
             tally: BatchTally::default(),
+            gaps: Vec::new(),
         }
     }
 
@@ -226,7 +222,9 @@ impl Decoder {
         if event.kind == Kind::Destroy {
             return self.rare.take(flow_id, fresh);
         }
-        self.rare.merge(flow_id, fresh)
+        let known = self.rare.merge(flow_id, fresh);
+        self.tally.forgotten += std::mem::take(&mut self.rare.forgotten);
+        known
     }
 
     fn expectation(&mut self, expect: &Expect<'_>, arrived: u64, records: &mut Vec<Record>) {
@@ -255,7 +253,7 @@ impl Decoder {
     }
 
     fn gap(&mut self, gap: Gap, records: &mut Vec<Record>) {
-        self.tally.gaps += 1;
+        self.gaps.push(gap);
         records.push(Record { ts: gap.to, body: Body::Gap(gap) });
     }
 

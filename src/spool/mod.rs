@@ -7,4 +7,4 @@
 
 mod memory;
 
-pub use memory::{Cursor, Next, Spool, SpoolClosed, SpoolConfig, SpoolTally, WhenFull};
+pub use memory::{Cursor, Next, Spool, SpoolClosed, SpoolConfig, SpoolTally, Waker, WhenFull};

@@ -60,23 +60,24 @@ metrics! {
     BYTES_RECEIVED Counter "bytes_received" ["netns"] "Bytes of events taken from the kernel"
     SOCKET_DROPS Counter "netlink_socket_drops" ["netns" "socket"]
         "Events that the kernel counted as dropped (SK_MEMINFO_DROPS)"
-    OVERRUNS Counter "netlink_overruns" ["netns" "socket"] "Rounds that found new drops"
+    SOCKET_RETRIES Counter "netlink_socket_retries" ["netns"]
+        "Drops on the reliable socket, which the kernel delivers again"
     RECEIVE_QUEUE Gauge "netlink_receive_queue_bytes" ["netns" "socket"]
         "Receive memory in use (SK_MEMINFO_RMEM_ALLOC)"
     RECEIVE_BUFFER Gauge "netlink_receive_buffer_bytes" ["netns" "socket"]
         "Receive memory allowed (SK_MEMINFO_RCVBUF)"
     ENTRIES Gauge "conntrack_entries" ["netns"] "Entries of the table (nf_conntrack_count)"
     ENTRIES_LIMIT Gauge "conntrack_entries_limit" [] "nf_conntrack_max, of the whole host"
-    RETAINED Gauge "kernel_retained_entries" ["netns"]
-        "Entries whose DESTROY waits in the kernel to be delivered"
     RELIABLE Gauge "reliable_mode_active" ["netns"] "1 while the kernel keeps what we could not take"
     VALVE_OPENS Counter "valve_opens" ["netns"]
         "Times that reliable mode was given up so that the table does not fill"
     QUEUE_BYTES Gauge "queue_bytes" [] "Raw events between capture and pipeline"
-    MALFORMED Counter "messages_malformed" ["reason"] "Messages that were refused"
+    MALFORMED Counter "messages_malformed" [] "Messages that were refused"
     UNKNOWN_ATTRIBUTES Counter "attributes_unknown" [] "Attributes that were skipped"
+    UNKNOWN_MESSAGES Counter "messages_unknown" [] "Messages that were skipped"
+    FORGOTTEN Counter "flows_forgotten" []
+        "Flows whose helper, labels, secctx or master were forgotten before their end"
     FILTERED Counter "events_filtered" [] "Events that [filter] does not want"
-    SYNTHESIZED Counter "events_synthesized" ["type"] "Records that no event brought"
     GAP_RECORDS Counter "gap_records" ["cause"] "Gap records"
     GAP_EVENTS Counter "gap_events" ["cause" "precision"] "Events that gap records stand for"
     APPENDED Counter "records_appended" [] "Records given a number"
@@ -90,6 +91,7 @@ metrics! {
         "Records that the full spool gave up before the sink had them"
     SINK_ERRORS Counter "sink_errors" ["sink" "class"] "Deliveries that failed"
     SINK_ROTATIONS Counter "sink_rotations" ["sink"] "Files begun anew"
+    SINK_REOPENED Counter "sink_reopened" ["sink"] "Files closed and opened again"
     RELOADS Counter "configuration_reloads" ["result"] "Configurations read again"
 }
 

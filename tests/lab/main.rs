@@ -6,11 +6,12 @@
 mod lab;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
 use lab::floor;
+use lab::gateway::Gateway;
 use lab::generator::{BATCH, Flows, Generator};
 use lab::limit::HostLimit;
 use lab::netns::Netns;
@@ -47,6 +48,11 @@ enum Command {
         #[arg(long)]
         expect: Option<u64>,
     },
+    /// Drives flows of all kinds through a NAT gateway; prints what each record must say.
+    Traffic {
+        #[arg(long, default_value_t = 1000)]
+        flows: usize,
+    },
     /// Compares ways of reading events, all on the same storm.
     Probe {
         #[arg(long, default_value_t = 500_000)]
@@ -78,6 +84,7 @@ fn run(command: Command) -> lab::Result<ExitCode> {
             println!("{}", seen.json());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Traffic { flows } => traffic(flows),
         Command::Probe { flows, runs, buffer, threads } => {
             compare(flows, runs, buffer << 20, threads)
         }
@@ -103,6 +110,19 @@ fn storm(flows: u32, batch: u32, threads: usize) -> lab::Result<ExitCode> {
         flushed.as_secs_f64(),
         count as f64 / flushed.as_secs_f64()
     );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn traffic(flows: usize) -> lab::Result<ExitCode> {
+    let lab = Gateway::new()?;
+    let begun = Instant::now();
+    let driven = lab.mixed(flows)?;
+    let took = begun.elapsed();
+    let count = lab.gateway.conntrack_count()?;
+    for flow in &driven {
+        println!("{flow:?}");
+    }
+    eprintln!("{flows} flows in {:.2} s, table {count}", took.as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,13 +11,16 @@
 // Each of the two programs that include this module uses another part of it.
 #![allow(dead_code)]
 
+pub(crate) mod agent;
 pub(crate) mod floor;
+pub(crate) mod gateway;
 pub(crate) mod generator;
 pub(crate) mod limit;
 pub(crate) mod message;
 pub(crate) mod netns;
 pub(crate) mod probe;
 pub(crate) mod sys;
+pub(crate) mod traffic;
 
 /// What went wrong, for a person to read: the lab has no caller that would tell errors apart.
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;

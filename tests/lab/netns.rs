@@ -43,20 +43,13 @@ impl Netns {
         &self.name
     }
 
-    /// Runs `work` on a thread inside the namespace, and gives what it returns. Sockets opened
-    /// there stay in the namespace wherever they are used later.
-    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)
-                    .expect("the namespace exists while its file is open, and the lab is root");
-                work()
-            });
-            match inside.join() {
-                Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+    /// Runs `work` with the calling thread inside the namespace, and returns to where it was, also
+    /// after a panic. Sockets opened there stay in the namespace wherever they are used later.
+    pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        let home = File::open("/proc/thread-self/ns/net").expect("a thread has a namespace");
+        enter(&self.file);
+        let _return = Return { home };
+        work()
     }
 
     /// Starts a program inside the namespace: a child has the namespace of the thread that made
@@ -130,7 +123,7 @@ impl Netns {
     /// detection: the addresses can be used at once.
     pub(crate) fn connect(left: &End<'_>, right: &End<'_>) -> Result<()> {
         left.netns.ip(&format!(
-            "link add {} type veth peer name {} netns {}",
+            "link add name {} type veth peer name {} netns {}",
             left.interface, right.interface, right.netns.name
         ))?;
         for end in [left, right] {
@@ -156,6 +149,22 @@ impl Drop for Netns {
             eprintln!("namespace {} was not removed: {error}", self.name);
         }
     }
+}
+
+/// Takes the thread back to its namespace.
+struct Return {
+    home: File,
+}
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        enter(&self.home);
+    }
+}
+
+fn enter(namespace: &File) {
+    setns(namespace, CloneFlags::CLONE_NEWNET)
+        .expect("a namespace exists while its file is open, and the lab is root");
 }
 
 /// One end of a veth pair.

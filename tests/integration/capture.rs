@@ -1,0 +1,289 @@
+//! Capture on real conntrack events.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use conntrail::capture::{
+    Capture, CaptureConfig, CaptureHandle, Events, Item, KernelFilter, Receiver, ValveConfig, queue,
+};
+use conntrail::flow::{Gap, GapCause, GapKinds, Precision};
+
+use crate::lab::generator::{Flows, Generator};
+use crate::lab::limit::HostLimit;
+use crate::lab::netns::Netns;
+
+const QUEUE: usize = 256 << 20;
+
+/// False, with a word about it, where the tests can't run.
+fn can_run(test: &str) -> bool {
+    let problem = if !nix::unistd::geteuid().is_root() {
+        "needs root"
+    } else if !std::path::Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
+        "needs nf_conntrack"
+    } else {
+        return true;
+    };
+    assert!(std::env::var_os("CONNTRAIL_REQUIRE_ALL").is_none(), "{test} {problem}");
+    eprintln!("skipped: {test} {problem}");
+    false
+}
+
+fn config(events: Events, receive_buffer: usize) -> CaptureConfig {
+    CaptureConfig {
+        events,
+        reliable: false,
+        receive_buffer,
+        filter: None,
+        valve: ValveConfig::default(),
+        guard_program: Some(PathBuf::from(env!("CARGO_BIN_EXE_conntrail"))),
+    }
+}
+
+fn reliable(events: Events, receive_buffer: usize) -> CaptureConfig {
+    CaptureConfig { reliable: true, ..config(events, receive_buffer) }
+}
+
+struct Live {
+    netns: Netns,
+    generator: Generator,
+    handle: CaptureHandle,
+    rx: Receiver,
+}
+
+impl Live {
+    fn start(config: CaptureConfig, queue_bytes: usize) -> Self {
+        let netns = Netns::new("capture").unwrap();
+        netns.enable_tracking().unwrap();
+        let generator = Generator::new(&netns).unwrap();
+        let wants_guard = config.reliable;
+        let (tx, rx) = queue(queue_bytes);
+        let handle = netns.run(|| Capture::new(config).unwrap().start(tx).unwrap());
+        let live = Live { netns, generator, handle, rx };
+        if wants_guard {
+            live.wait_until("reliable mode is on", || {
+                live.handle.stats().reliable_active.load(Ordering::Relaxed)
+            });
+        }
+        live
+    }
+
+    fn wait_until(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !done() {
+            assert!(Instant::now() < end, "never: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Stops capture and gives everything that it handed on.
+    fn finish(self) -> Seen {
+        self.handle.stop();
+        let mut seen = Seen::default();
+        while let Ok(item) = self.rx.pop(Duration::from_secs(20)) {
+            let item = item.expect("capture ends");
+            if let Some(batch) = seen.take(item) {
+                self.rx.recycle(batch);
+            }
+        }
+        self.handle.join().unwrap();
+        seen
+    }
+}
+
+/// What was handed on, told apart by the few bytes that the tests need.
+#[derive(Default)]
+struct Seen {
+    /// Kind and flow of each event, in order.
+    events: Vec<(Kind, u32)>,
+    gaps: Vec<Gap>,
+    valve: Vec<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    New,
+    Update,
+    Destroy,
+}
+
+impl Seen {
+    fn take(&mut self, item: Item) -> Option<conntrail::capture::RawBatch> {
+        match item {
+            Item::Events(batch) => {
+                self.events.extend(batch.iter().map(event));
+                Some(batch)
+            }
+            Item::Gap(gap) => {
+                self.gaps.push(gap);
+                None
+            }
+            Item::Valve(change) => {
+                self.valve.push(change.open);
+                None
+            }
+            other => panic!("capture handed on {other:?}"),
+        }
+    }
+
+    fn count(&self, kind: Kind) -> u64 {
+        self.events.iter().filter(|(k, _)| *k == kind).count() as u64
+    }
+
+    fn lost(&self, kinds: GapKinds) -> u64 {
+        self.gaps.iter().filter(|gap| gap.kinds == kinds).map(|gap| gap.events.unwrap()).sum()
+    }
+
+    fn assert_no_destroy_before_its_new(&self) {
+        let mut destroyed = HashSet::new();
+        for (kind, flow) in &self.events {
+            match kind {
+                Kind::Destroy => assert!(destroyed.insert(flow), "{flow} ended twice"),
+                _ => assert!(!destroyed.contains(flow), "{kind:?} of {flow} after its destroy"),
+            }
+        }
+    }
+}
+
+/// The message's kind, and the flow's number, which the generator puts into the source address.
+fn event(datagram: &[u8]) -> (Kind, u32) {
+    const NLM_F_CREATE: u16 = 0x400;
+    let u16_at = |at: usize| u16::from_ne_bytes([datagram[at], datagram[at + 1]]);
+    let length = u32::from_ne_bytes(datagram[..4].try_into().unwrap());
+    assert_eq!(length as usize, datagram.len(), "one whole message a datagram");
+    let kind = match (u16_at(4), u16_at(6) & NLM_F_CREATE) {
+        (0x100, NLM_F_CREATE) => Kind::New,
+        (0x100, _) => Kind::Update,
+        (0x102, _) => Kind::Destroy,
+        (other, _) => panic!("message type {other:#x}"),
+    };
+    // Headers 20, CTA_TUPLE_ORIG 4, CTA_TUPLE_IP 4, CTA_IP_V4_SRC 4.
+    let source: [u8; 4] = datagram[32..36].try_into().unwrap();
+    (kind, u32::from_be_bytes(source) & 0x00ff_ffff)
+}
+
+#[test]
+fn every_event_is_handed_on_and_new_comes_before_destroy() {
+    if !can_run("every_event_is_handed_on_and_new_comes_before_destroy") {
+        return;
+    }
+    const FLOWS: u32 = 60_000;
+    const STEP: u32 = 500;
+    let _limit = HostLimit::at_least(400_000).unwrap();
+    let mut live = Live::start(reliable(Events::NEW | Events::DESTROY, 32 << 20), QUEUE);
+    // Flows that live for a moment only: as many as possible end while their NEW is still queued.
+    for from in (0..FLOWS).step_by(STEP as usize) {
+        let flows = Flows::default();
+        assert_eq!(live.generator.insert(&flows, from..from + STEP).unwrap().done, u64::from(STEP));
+        live.generator.delete(&flows, from..from + STEP).unwrap();
+    }
+    let seen = live.finish();
+    assert_eq!(seen.count(Kind::New), u64::from(FLOWS));
+    assert_eq!(seen.count(Kind::Destroy), u64::from(FLOWS));
+    assert_eq!(seen.gaps, []);
+    seen.assert_no_destroy_before_its_new();
+}
+
+#[test]
+fn with_a_tiny_buffer_what_is_received_and_what_is_said_to_be_lost_is_what_was_sent() {
+    if !can_run("with_a_tiny_buffer") {
+        return;
+    }
+    const FLOWS: u32 = 100_000;
+    let _limit = HostLimit::at_least(400_000).unwrap();
+    let mut live = Live::start(config(Events::NEW | Events::DESTROY, 16 << 10), QUEUE);
+    assert_eq!(live.generator.insert(&Flows::default(), 0..FLOWS).unwrap().done, u64::from(FLOWS));
+    live.generator.flush().unwrap();
+    let seen = live.finish();
+    let (lost_new, lost_destroy) = (seen.lost(GapKinds::NEW), seen.lost(GapKinds::DESTROY));
+    assert!(lost_new > 0 && lost_destroy > 0, "the buffer was never full");
+    assert_eq!(seen.count(Kind::New) + lost_new, u64::from(FLOWS));
+    assert_eq!(seen.count(Kind::Destroy) + lost_destroy, u64::from(FLOWS));
+    for gap in &seen.gaps {
+        assert_eq!((gap.cause, gap.precision), (GapCause::Overrun, Precision::Exact));
+        assert!(gap.from <= gap.to);
+    }
+    seen.assert_no_destroy_before_its_new();
+}
+
+#[test]
+fn a_reader_that_stalls_loses_no_destroy_in_reliable_mode() {
+    if !can_run("a_reader_that_stalls_loses_no_destroy_in_reliable_mode") {
+        return;
+    }
+    const FLOWS: u32 = 60_000;
+    let _limit = HostLimit::at_least(400_000).unwrap();
+    // A queue that is full at once: capture waits for us and reads no more.
+    let mut live = Live::start(reliable(Events::DESTROY, 256 << 10), 64 << 10);
+    live.generator.insert(&Flows::default(), 0..FLOWS).unwrap();
+    live.generator.flush().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(live.netns.conntrack_count().unwrap() > u64::from(FLOWS) / 2, "nothing was retained");
+    let stats = live.handle.stats();
+    let seen = live.finish();
+    assert_eq!(seen.gaps, []);
+    assert_eq!(seen.count(Kind::Destroy), u64::from(FLOWS));
+    assert_eq!(seen.events.iter().collect::<HashSet<_>>().len(), FLOWS as usize);
+    assert!(stats.retries() > 0);
+    assert_eq!(stats.destroys_lost.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn the_kernel_drops_what_the_filter_excludes_and_takes_another_filter() {
+    if !can_run("the_kernel_drops_what_the_filter_excludes_and_takes_another_filter") {
+        return;
+    }
+    let _limit = HostLimit::at_least(400_000).unwrap();
+    let of_first_256 =
+        KernelFilter { include: vec!["10.0.0.0/24".parse().unwrap()], ..KernelFilter::default() };
+    let udp = KernelFilter { protocols: vec![17], ..KernelFilter::default() };
+    let mut live = Live::start(
+        CaptureConfig {
+            filter: of_first_256.compile(),
+            ..config(Events::NEW | Events::DESTROY, 8 << 20)
+        },
+        QUEUE,
+    );
+    live.generator.insert(&Flows::default(), 0..1000).unwrap();
+    live.wait_until("256 datagrams", || {
+        live.handle.stats().events.datagrams.load(Ordering::Relaxed) == 256
+    });
+    live.handle.set_filter(udp.compile().as_ref()).unwrap();
+    let tcp = Flows { proto: 6, ..Flows::default() };
+    live.generator.insert(&tcp, 1000..1100).unwrap();
+    live.generator.insert(&Flows::default(), 2000..2010).unwrap();
+    live.wait_until("10 more", || {
+        live.handle.stats().events.datagrams.load(Ordering::Relaxed) == 266
+    });
+    live.handle.set_filter(None).unwrap();
+    live.generator.insert(&tcp, 3000..3005).unwrap();
+    let seen = live.finish();
+    let flows: Vec<u32> = seen.events.iter().map(|(_, flow)| *flow).collect();
+    let wanted: Vec<u32> = (0..256).chain(2000..2010).chain(3000..3005).collect();
+    assert_eq!(flows, wanted);
+    assert_eq!(seen.gaps, []);
+}
+
+#[test]
+fn only_the_wanted_groups_are_joined() {
+    if !can_run("only_the_wanted_groups_are_joined") {
+        return;
+    }
+    let _limit = HostLimit::at_least(400_000).unwrap();
+    let mut kinds = HashMap::new();
+    for events in [Events::NEW, Events::DESTROY] {
+        let mut live = Live::start(config(events, 8 << 20), QUEUE);
+        live.generator.insert(&Flows::default(), 0..100).unwrap();
+        live.generator.flush().unwrap();
+        let seen = live.finish();
+        for (kind, _) in seen.events {
+            *kinds.entry((events.bits(), kind)).or_insert(0) += 1;
+        }
+    }
+    let wanted = HashMap::from([
+        ((Events::NEW.bits(), Kind::New), 100),
+        ((Events::DESTROY.bits(), Kind::Destroy), 100),
+    ]);
+    assert_eq!(kinds, wanted);
+}
