@@ -93,11 +93,7 @@ impl Printer {
             OutputFormat::Json => FormatKind::Json,
         };
         Ok(Printer {
-            decoder: Decoder::new(
-                FlowIds::new(&here.boot_id, here.netns),
-                Filter::default(),
-                false,
-            ),
+            decoder: Decoder::new(ids, Filter::default(), false),
             format: kind.build(FieldSet::FULL),
             identity,
             seq: 1,
