@@ -291,6 +291,10 @@ impl State {
         records.clear();
     }
 
+    fn pending(&self, name: &str) -> (u64, u64) {
+        self.cursors.get(name).map_or((0, 0), |at| (self.next_seq - at.acked, at.lapped))
+    }
+
     fn oldest_seq(&self) -> u64 {
         self.log.front().map_or(self.next_seq, |kept| kept.batch.base_seq)
     }
@@ -385,9 +389,7 @@ impl Cursor {
 
     /// Records that this cursor has not acknowledged, and records that it lost to `drop_oldest`.
     pub fn pending(&self) -> (u64, u64) {
-        let state = self.spool.lock();
-        let at = state.cursors.get(&self.name);
-        at.map_or((0, 0), |at| (state.next_seq - at.acked, at.lapped))
+        self.spool.lock().pending(&self.name)
     }
 
     /// [`Spool::forget`] of this cursor.
@@ -409,6 +411,11 @@ impl Waker {
             position.woken = true;
         }
         self.spool.appended.notify_all();
+    }
+
+    /// [`Cursor::pending`] of the cursor.
+    pub fn pending(&self) -> (u64, u64) {
+        self.spool.lock().pending(&self.name)
     }
 }
 
