@@ -4,28 +4,26 @@
 //! [`Control::delete`], and never asks `IPCTNL_MSG_CT_GET_CTRZERO`, which zeroes the counters for
 //! everyone.
 
-use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Error;
-use super::message::Writer;
 use super::netlink::{Answer, KernelSocket, Link, Marks, Paced, Raw, Round};
 use crate::capture::RawBatch;
-use crate::ctnetlink::uapi::conntrack::{cta, exp_msg, ip, l4proto, msg, tuple};
+use crate::ctnetlink::request::{self, Header, Writer, message_type, write_tuple};
+use crate::ctnetlink::uapi::conntrack::{cta, msg};
 use crate::ctnetlink::uapi::family::{AF_INET, AF_INET6, AF_UNSPEC};
-use crate::ctnetlink::uapi::netlink::NLM_F_ACK;
-use crate::ctnetlink::uapi::netlink::NLM_F_DUMP;
-use crate::ctnetlink::uapi::nfnetlink::{NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_CTNETLINK_EXP};
+use crate::ctnetlink::uapi::netlink::{NLM_F_ACK, NLM_F_REQUEST};
+use crate::ctnetlink::uapi::nfnetlink::NFNL_SUBSYS_CTNETLINK;
 use crate::ctnetlink::{
-    CpuStats, ExpectStats, Malformed, Message, Stats, Tally, decode_expect_stats, decode_stats,
-    decode_stats_cpu, messages,
+    CpuStats, ExpectStats, Malformed, Message, Stats, Tally, Tuple, decode_expect_stats,
+    decode_stats, decode_stats_cpu, messages,
 };
 
-/// A dump is handed on in batches of this size: about 500 entries, so that a queue of a few MiB
+/// A dump is handed on in batches of this size: 400 to 700 entries, so that a queue of a few MiB
 /// holds many, and large enough that handing on costs nothing beside the kernel's work.
 pub const DUMP_BATCH: usize = 128 * 1024;
 
-pub(super) const NO_CTNETLINK: &str = "conntrack over netlink (nf_conntrack_netlink)";
+const NO_CTNETLINK: &str = "conntrack over netlink (nf_conntrack_netlink)";
 
 /// Which entries a dump gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,26 +116,21 @@ impl Control {
     where
         F: AsyncFnMut(RawBatch) -> Option<RawBatch>,
     {
-        let request = ct(msg::IPCTNL_MSG_CT_GET, NLM_F_DUMP, family.number()).finish();
+        let request = Raw::new(request::dump_conns(family.number(), 0));
         dump(self.link.ask("dumping the conntrack table", request)?, take).await
     }
 
     /// The counters of each CPU.
     pub async fn stats_cpu(&mut self) -> Result<Vec<CpuStats>, Error> {
-        let request = ct(msg::IPCTNL_MSG_CT_GET_STATS_CPU, NLM_F_DUMP, AF_UNSPEC).finish();
+        let request = Raw::new(request::dump_stats_cpu(0));
         let round = self.link.ask("reading conntrack statistics", request)?;
         collect(round, decode_stats_cpu).await
     }
 
     /// The expectation counters of each CPU.
     pub async fn expect_stats_cpu(&mut self) -> Result<Vec<ExpectStats>, Error> {
-        let request = Writer::new(
-            message_type(NFNL_SUBSYS_CTNETLINK_EXP, exp_msg::IPCTNL_MSG_EXP_GET_STATS_CPU),
-            NLM_F_DUMP,
-            AF_UNSPEC,
-            0,
-        );
-        let round = self.link.ask("reading expectation statistics", request.finish())?;
+        let request = Raw::new(request::dump_expect_stats_cpu(0));
+        let round = self.link.ask("reading expectation statistics", request)?;
         collect(round, decode_expect_stats).await
     }
 
@@ -146,14 +139,14 @@ impl Control {
     /// nf_conntrack_netlink ([`Error::Missing`]).
     pub async fn stats(&mut self) -> Result<Stats, Error> {
         let doing = "counting conntrack entries";
-        let request = ct(msg::IPCTNL_MSG_CT_GET_STATS, 0, AF_UNSPEC).finish();
+        let request = Raw::new(request::get_stats(0)).acknowledged();
         let raw = self.link.ask(doing, request)?.one().await.map_err(no_subsystem)?;
         decode(doing, &raw, decode_stats)
     }
 
-    /// The entry of this original tuple in the default zone, as `decode_conn` reads it.
-    pub async fn lookup(&mut self, flow: Flow) -> Result<Option<Vec<u8>>, Error> {
-        let request = flow.request(msg::IPCTNL_MSG_CT_GET, 0);
+    /// The message of the entry with this original tuple, as `decode_conn` reads it.
+    pub async fn lookup(&mut self, orig: &Tuple, zone: u16) -> Result<Option<Vec<u8>>, Error> {
+        let request = Raw::new(request::get_conn(orig, zone, 0)).acknowledged();
         match self.link.ask("looking up a conntrack entry", request)?.one().await {
             Ok(raw) => Ok(Some(raw.bytes().to_vec())),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
@@ -162,8 +155,8 @@ impl Control {
     }
 
     /// Deletes the entry of this original tuple in the default zone; false when there is none.
-    pub async fn delete(&mut self, flow: Flow) -> Result<bool, Error> {
-        let request = flow.request(msg::IPCTNL_MSG_CT_DELETE, NLM_F_ACK);
+    pub(super) async fn delete(&mut self, orig: &Tuple) -> Result<bool, Error> {
+        let request = Raw::new(delete_conn(orig));
         match self.link.ask("deleting a conntrack entry", request)?.acknowledged().await {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
@@ -172,46 +165,17 @@ impl Control {
     }
 }
 
-/// Original tuple of a flow with ports. Both ends are of the same family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
-    pub proto: u8,
-    pub src: SocketAddr,
-    pub dst: SocketAddr,
-}
-
-impl Flow {
-    fn request(self, command: u8, flags: u16) -> Raw {
-        let family = if self.src.is_ipv6() { AF_INET6 } else { AF_INET };
-        let mut request = ct(command, flags, family);
-        request.nest(cta::CTA_TUPLE_ORIG, |w| {
-            w.nest(tuple::CTA_TUPLE_IP, |w| {
-                put_address(w, ip::CTA_IP_V4_SRC, ip::CTA_IP_V6_SRC, self.src);
-                put_address(w, ip::CTA_IP_V4_DST, ip::CTA_IP_V6_DST, self.dst);
-            });
-            w.nest(tuple::CTA_TUPLE_PROTO, |w| {
-                w.put(l4proto::CTA_PROTO_NUM, &[self.proto]);
-                w.put(l4proto::CTA_PROTO_SRC_PORT, &self.src.port().to_be_bytes());
-                w.put(l4proto::CTA_PROTO_DST_PORT, &self.dst.port().to_be_bytes());
-            });
-        });
-        request.finish()
-    }
-}
-
-fn put_address(out: &mut Writer, v4: u16, v6: u16, address: SocketAddr) {
-    match address {
-        SocketAddr::V4(address) => out.put(v4, &address.ip().octets()),
-        SocketAddr::V6(address) => out.put(v6, &address.ip().octets()),
-    }
-}
-
-pub(super) fn message_type(subsystem: u8, command: u8) -> u16 {
-    u16::from(subsystem) << 8 | u16::from(command)
-}
-
-fn ct(command: u8, flags: u16, family: u8) -> Writer {
-    Writer::new(message_type(NFNL_SUBSYS_CTNETLINK, command), flags, family, 0)
+fn delete_conn(orig: &Tuple) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.message(Header {
+        message_type: message_type(NFNL_SUBSYS_CTNETLINK, msg::IPCTNL_MSG_CT_DELETE),
+        flags: NLM_F_REQUEST | NLM_F_ACK,
+        seq: 0,
+        family: if orig.v6 { AF_INET6 } else { AF_INET },
+        res_id: 0,
+    });
+    write_tuple(&mut writer, cta::CTA_TUPLE_ORIG, orig);
+    writer.finish()
 }
 
 /// nfnetlink_rcv_msg answers EINVAL when nobody registered the subsystem, also after it tried to
@@ -313,4 +277,118 @@ fn decode<T>(
     message
         .and_then(|message| read(&message, &mut Tally::default()))
         .map_err(|malformed| Error::Malformed { doing, why: malformed.reason.name() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scripted::{self, Script, done, entries, errno, question, refusal};
+    use super::*;
+    use crate::ctnetlink::uapi::netlink::NLM_F_DUMP_INTR;
+
+    async fn dump_of(steps: Script) -> (Result<DumpEnd, Error>, usize) {
+        let (mut link, _) = scripted::link(steps);
+        let mut seen = 0;
+        let round = link.ask("dumping", question()).unwrap();
+        let end = dump(round, async |mut batch: RawBatch| {
+            assert!(batch.arrived > 0);
+            seen += batch.datagrams.len();
+            batch.clear();
+            Some(batch)
+        })
+        .await;
+        (end, seen)
+    }
+
+    #[test]
+    fn a_dump_says_how_it_ended() {
+        let table: Vec<(&str, Script, usize, Option<&str>)> = vec![
+            ("empty", vec![done(0)], 0, None),
+            ("whole", vec![entries(3, 0), entries(2, 0), done(0)], 5, None),
+            ("errno in DONE", vec![entries(3, 0), done(libc::ENOMEM)], 3, Some("refused")),
+            ("errno in DONE at once", vec![done(libc::ENOMEM)], 0, Some("refused")),
+            ("error after entries", vec![entries(3, 0), refusal(libc::EIO, 1)], 3, Some("refused")),
+            (
+                "interrupted",
+                vec![entries(3, 0), entries(1, NLM_F_DUMP_INTR), done(0)],
+                4,
+                Some("NLM_F_DUMP_INTR"),
+            ),
+            (
+                "overrun",
+                vec![entries(3, 0), errno(libc::ENOBUFS), entries(2, 0), done(0)],
+                5,
+                Some("ENOBUFS"),
+            ),
+            ("silence", vec![entries(3, 0)], 3, Some("no answer")),
+            ("broken", vec![entries(3, 0), errno(libc::EIO)], 3, Some("gone")),
+        ];
+        for (case, steps, expected, why) in table {
+            let (end, seen) = scripted::run(dump_of(steps));
+            let end = end.unwrap_or_else(|error| panic!("{case}: {error}"));
+            assert_eq!((end.entries, seen), (expected as u64, expected), "{case}");
+            assert_eq!(end.complete(), why.is_none(), "{case}");
+            let said = end.why.map(|why| why.to_string()).unwrap_or_default();
+            assert!(said.contains(why.unwrap_or_default()), "{case}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_dump_that_never_began_is_an_error() {
+        let error = |steps| scripted::run(dump_of(steps)).0.unwrap_err();
+        assert!(matches!(error(vec![refusal(libc::EPERM, 1)]), Error::Denied { .. }));
+        assert!(matches!(error(vec![refusal(libc::EINVAL, 1)]), Error::Missing { .. }));
+        assert!(matches!(error(vec![refusal(libc::EBUSY, 1)]), Error::Refused { .. }));
+        assert!(matches!(error(vec![]), Error::TimedOut { .. }));
+    }
+
+    #[test]
+    fn a_dump_is_handed_on_in_batches() {
+        // 20 bytes each: two full batches and a rest.
+        let count = DUMP_BATCH / 20 * 5 / 2;
+        let mut steps: Vec<_> = (0..count / 100).map(|_| entries(100, 0)).collect();
+        steps.push(done(0));
+        let (mut link, _) = scripted::link(steps);
+        let mut sizes = Vec::new();
+        let end = scripted::run(async {
+            let round = link.ask("dumping", question()).unwrap();
+            dump(round, async |batch: RawBatch| {
+                sizes.push(batch.bytes.len());
+                Some(RawBatch::default())
+            })
+            .await
+        });
+        assert!(end.unwrap().complete());
+        assert_eq!(sizes.len(), 3);
+        assert!(sizes[..2].iter().all(|&size| (DUMP_BATCH..DUMP_BATCH + 20).contains(&size)));
+    }
+
+    #[test]
+    fn a_consumer_that_stops_spends_the_connection() {
+        let full = DUMP_BATCH / 20 + 1;
+        let (mut link, _) = scripted::link(vec![entries(full, 0), entries(1, 0), done(0)]);
+        scripted::run(async {
+            let round = link.ask("dumping", question()).unwrap();
+            let end = dump(round, async |_| None).await.unwrap();
+            assert!(matches!(end.why, Some(Incomplete::Stopped)));
+            assert!(matches!(link.ask("asking", question()).err(), Some(Error::Gone { .. })));
+        });
+    }
+
+    #[test]
+    fn a_statistic_that_cannot_be_decoded_is_an_error() {
+        let (mut link, _) = scripted::link(vec![entries(1, 0), done(0)]);
+        let error = scripted::run(async {
+            collect(link.ask("counting", question()).unwrap(), decode_stats_cpu).await
+        });
+        assert!(matches!(error, Err(Error::Malformed { why: "wrong_type", .. })), "{error:?}");
+    }
+
+    /// As ctnetlink answers IPCTNL_MSG_CT_GET_STATS: NLM_F_MULTI, and no DONE.
+    #[test]
+    fn a_single_answer_that_says_multi_ends_with_its_acknowledgement() {
+        let (mut link, _) = scripted::link(vec![entries(1, 0), refusal(0, 1)]);
+        let raw =
+            scripted::run(async { link.ask("asking", question().acknowledged())?.one().await });
+        assert_eq!(raw.unwrap().bytes(), entries(1, 0).unwrap());
+    }
 }

@@ -190,13 +190,13 @@ fn tracking(v4: &Tracked, v6: &Tracked, entries: Option<u64>) -> Option<Finding>
         (Tracked::Yes, Tracked::No) => finding(
             Severity::Notice,
             Code::TrackingOnlyIpv4,
-            "Only IPv4 seems to be tracked here: an IPv6 flow over loopback made no entry.",
+            "Only IPv4 seems to be tracked here: an IPv6 flow over loopback is not.",
             Some(switch_on()),
         ),
         (Tracked::No, Tracked::Yes) => finding(
             Severity::Notice,
             Code::TrackingOnlyIpv6,
-            "Only IPv6 seems to be tracked here: an IPv4 flow over loopback made no entry.",
+            "Only IPv6 seems to be tracked here: an IPv4 flow over loopback is not.",
             Some(switch_on()),
         ),
         _ if entries.is_some_and(|entries| entries > 0) => None,
@@ -216,8 +216,8 @@ fn tracking(v4: &Tracked, v6: &Tracked, entries: Option<u64>) -> Option<Finding>
         _ => finding(
             Severity::Warning,
             Code::TrackingOff,
-            "Nothing uses conntrack in this network namespace: a flow over loopback made no \
-             entry and the table is empty. Without a rule that needs it, the kernel tracks no \
+            "Nothing seems to use conntrack in this network namespace: a flow over loopback is not \
+             tracked and the table is empty. Without a rule that needs it, the kernel tracks no \
              flow and there will be no records.",
             Some(switch_on()),
         ),
@@ -227,7 +227,7 @@ fn tracking(v4: &Tracked, v6: &Tracked, entries: Option<u64>) -> Option<Finding>
 /// A chain without a hook is enough: the rule alone makes the kernel track.
 fn switch_on() -> Remedy {
     Remedy {
-        command: "nft 'table inet track { chain on { ct state new } }'".to_owned(),
+        command: "nft 'table inet track { chain on { ct state new; }; }'".to_owned(),
         keep: Some(
             "enable_tracking = true under [capture] in conntrail.toml, which does it while the \
              agent runs; or the same table in /etc/nftables.conf"

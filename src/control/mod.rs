@@ -9,11 +9,12 @@ mod conntrack;
 mod error;
 mod findings;
 mod host;
-mod message;
 mod netlink;
+#[cfg(test)]
+mod scripted;
 mod tracking;
 
-pub use conntrack::{Control, DUMP_BATCH, DumpEnd, Family, Flow, Incomplete};
+pub use conntrack::{Control, DUMP_BATCH, DumpEnd, Family, Incomplete};
 pub use error::Error;
 pub use findings::{Code, Finding, Remedy, Severity, findings};
 pub use host::{Access, Facts, Tracked, setting};

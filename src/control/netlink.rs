@@ -6,10 +6,12 @@
 //!
 //! netlink-proto hands answers on through unbounded channels, and its `Connection` reads until the
 //! socket is empty, which in a dump is the whole table: the kernel makes the next part when the
-//! last one is read. Spawned, as its documents say, it would pile up as much as the consumer is
-//! slow. So it is not spawned: the caller's own task polls it, only when every answer so far was
-//! taken, and the socket below gives it one datagram a time. A dump of 1,000,000 entries (about
-//! 300 MB of messages) with a consumer that sleeps after each 128 KiB: see `tests/integration/control.rs`.
+//! last one is read. Spawned, as its documents say, it piles up as much as the consumer is slow: a
+//! dump of 1,000,000 entries (192 MB of messages) to a consumer that slept 5 ms after every 500 made
+//! the process 256 MiB larger. So it is not spawned: the caller's own task polls it, only when
+//! every answer so far was taken, and the socket below gives it one datagram a time. The same dump
+//! with a sleep after every 128 KiB then cost 288 KiB (`a_slow_consumer_of_a_large_dump_costs_no_memory`
+//! in tests/integration/control.rs).
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -22,8 +24,8 @@ use std::time::Duration;
 use bytes::BufMut;
 use futures_util::Stream;
 use netlink_packet_core::{
-    NLM_F_DUMP_INTR, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP_INTR, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_proto::{
     Connection, ConnectionHandle, NetlinkCodec, ReplyExpectation, from_socket_with_codec,
@@ -64,6 +66,15 @@ impl Raw {
 
     fn flags(&self) -> u16 {
         self.u16_at(6)
+    }
+
+    /// Asks for an acknowledgement as well. ctnetlink sets NLM_F_MULTI in its single answers too
+    /// (ctnetlink_fill_info, ctnetlink_stat_ct_fill_info), after which netlink-proto waits for a
+    /// DONE that never comes: the acknowledgement ends the round.
+    pub(super) fn acknowledged(mut self) -> Self {
+        let flags = self.flags() | NLM_F_ACK;
+        self.0[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self
     }
 
     fn into_message(self) -> NetlinkMessage<Raw> {
@@ -117,7 +128,15 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    fn keep<T>(&self, done: io::Result<T>) -> io::Result<T> {
+    pub(super) fn may_read(&self) -> bool {
+        self.allowed.get()
+    }
+
+    pub(super) fn has_read(&self) {
+        self.allowed.set(false);
+    }
+
+    pub(super) fn keep<T>(&self, done: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &done {
             let copy = match error.raw_os_error() {
                 Some(errno) => io::Error::from_raw_os_error(errno),
@@ -182,13 +201,13 @@ impl AsyncSocket for KernelSocket {
         cx: &mut Context<'_>,
         buf: &mut B,
     ) -> Poll<io::Result<SocketAddr>> {
-        if !self.notes.allowed.get() {
+        if !self.notes.may_read() {
             // Nobody is woken by this: the link polls again when it has given a new permission.
             return Poll::Pending;
         }
         let (room, before) = (buf.chunk_mut().len(), buf.remaining_mut());
         let read = ready!(self.socket.poll_recv_from(cx, buf));
-        self.notes.allowed.set(false);
+        self.notes.has_read();
         // netlink-sys drops MSG_TRUNC. A datagram that fills the whole buffer was longer: the
         // buffer has 64 KiB and the kernel makes 32 KiB at most.
         let full = read.is_ok() && before - buf.remaining_mut() >= room;
@@ -269,7 +288,7 @@ impl Link {
 }
 
 impl<S: Paced> Link<S> {
-    fn over(socket: S) -> Self {
+    pub(super) fn over(socket: S) -> Self {
         let (mut connection, handle, unasked) = from_socket_with_codec(socket);
         // Otherwise the errno inside NLMSG_DONE is dropped and a failed dump looks complete.
         connection.set_forward_done(true);
@@ -279,7 +298,7 @@ impl<S: Paced> Link<S> {
     }
 
     #[cfg(test)]
-    fn set_limit(&mut self, limit: Duration) {
+    pub(super) fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
 
@@ -454,5 +473,125 @@ impl<S: Paced> Round<'_, S> {
             }
         }
         refused.map_or(Ok(message), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::super::scripted::{self, ENTRY, done, entries, errno, message, question, refusal};
+    use super::*;
+    use crate::ctnetlink::uapi::netlink::{NLM_F_REQUEST, NLMSG_NOOP};
+
+    #[test]
+    fn a_silent_kernel_ends_in_a_time_out_and_the_connection_is_spent() {
+        scripted::run(async {
+            let (mut link, _) = scripted::link(vec![]);
+            let error = link.ask("asking", question()).unwrap().one().await.unwrap_err();
+            assert!(matches!(error, Error::TimedOut { after: scripted::LIMIT, .. }), "{error}");
+            let error = link.ask("asking again", question()).err().unwrap();
+            assert!(matches!(error, Error::Gone { .. }), "{error}");
+        });
+    }
+
+    /// netlink_rcv_skb skips NLMSG_NOOP and acknowledges it only when asked to: the one question
+    /// that a real kernel does not answer.
+    #[test]
+    fn a_question_that_the_kernel_does_not_answer_ends_in_a_time_out() {
+        scripted::run(async {
+            let mut link = Link::open().unwrap();
+            link.set_limit(scripted::LIMIT);
+            let noop = Raw::new(message(NLMSG_NOOP, NLM_F_REQUEST, 0, &[0; 4]));
+            let error = link.ask("asking", noop).unwrap().one().await.unwrap_err();
+            assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_datagram_that_cannot_be_walked_does_not_hang() {
+        scripted::run(async {
+            let mut broken = entries(1, 0).unwrap();
+            broken[..4].copy_from_slice(&1000_u32.to_ne_bytes());
+            let (mut link, _) = scripted::link(vec![Ok(broken)]);
+            let error = link.ask("asking", question()).unwrap().one().await.unwrap_err();
+            assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_message_without_meaning_reaches_the_caller_as_it_is() {
+        scripted::run(async {
+            let odd = message(ENTRY, 0, 1, &[7]);
+            let (mut link, _) = scripted::link(vec![Ok(odd.clone())]);
+            let raw = link.ask("asking", question()).unwrap().one().await.unwrap();
+            assert_eq!(raw.bytes(), odd);
+        });
+    }
+
+    #[test]
+    fn no_datagram_is_read_before_the_last_one_was_taken() {
+        scripted::run(async {
+            let mut steps: Vec<_> = (0..50).map(|_| entries(3, 0)).collect();
+            steps.push(done(0));
+            let (mut link, read) = scripted::link(steps);
+            let mut round = link.ask("asking", question()).unwrap();
+            for taken in 0..150 {
+                assert!(matches!(round.next().await, Ok(Some(Answer::Message(_)))));
+                assert_eq!(read.load(Ordering::Relaxed), taken / 3 + 1);
+            }
+            assert_eq!(round.next().await.unwrap(), Some(Answer::Done(0)));
+            assert_eq!(round.next().await.unwrap(), None);
+        });
+    }
+
+    #[test]
+    fn a_link_is_used_again_after_a_round_that_ended() {
+        scripted::run(async {
+            let (mut link, _) =
+                scripted::link(vec![refusal(libc::ENOENT, 1), refusal(libc::EBUSY, 2)]);
+            let first = link.ask("asking", question()).unwrap().one().await.unwrap_err();
+            let second = link.ask("asking", question()).unwrap().one().await.unwrap_err();
+            assert_eq!((first.errno(), second.errno()), (Some(libc::ENOENT), Some(libc::EBUSY)));
+        });
+    }
+
+    #[test]
+    fn an_error_of_a_batch_marker_ends_the_batch() {
+        scripted::run(async {
+            // Number 1 is the marker: it is all that answers when nf_tables is not there.
+            let (mut link, _) = scripted::link(vec![refusal(libc::EOPNOTSUPP, 1)]);
+            let round = link.ask_batch("installing", question(), vec![question()], question());
+            let error = round.unwrap().acknowledged().await.unwrap_err();
+            assert!(matches!(error, Error::Missing { .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn the_first_refusal_in_a_batch_is_the_cause() {
+        scripted::run(async {
+            let steps = vec![refusal(0, 2), refusal(libc::EINVAL, 3), refusal(libc::ENOENT, 4)];
+            let (mut link, _) = scripted::link(steps);
+            let requests = vec![question(), question(), question()];
+            let round = link.ask_batch("installing", question(), requests, question());
+            let error = round.unwrap().acknowledged().await.unwrap_err();
+            assert_eq!(error.errno(), Some(libc::EINVAL), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_connection_can_be_moved_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Link>();
+    }
+
+    #[test]
+    fn a_socket_that_breaks_says_why() {
+        scripted::run(async {
+            let (mut link, _) = scripted::link(vec![errno(libc::EIO)]);
+            let error = link.ask("asking", question()).unwrap().one().await.unwrap_err();
+            assert!(matches!(error, Error::Gone { .. }), "{error}");
+            assert_eq!(error.errno(), Some(libc::EIO));
+        });
     }
 }

@@ -15,12 +15,14 @@ use std::os::unix::fs::FileExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Error;
-use super::conntrack::{Control, message_type};
+use super::conntrack::Control;
 use super::host::setting_path;
-use super::message::Writer;
 use super::netlink::Raw;
+use crate::ctnetlink::request::{Header, Writer, message_type};
 use crate::ctnetlink::uapi::family::{AF_UNSPEC, NFPROTO_INET};
-use crate::ctnetlink::uapi::netlink::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use crate::ctnetlink::uapi::netlink::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+};
 use crate::ctnetlink::uapi::nfnetlink::{
     NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
 };
@@ -54,10 +56,10 @@ mod nft {
 const DOING: &str = "switching tracking on";
 
 const NO_OWNER: &str = "nf_tables with NFT_TABLE_F_OWNER (Linux 5.12 and later), which \
-    enable_tracking needs; do it by hand instead: nft 'table inet track { chain on { ct state new } }'";
+    enable_tracking needs; do it by hand instead: nft 'table inet track { chain on { ct state new; }; }'";
 
 const NO_NFT_CT: &str = "nf_tables' ct expression (nft_ct), which enable_tracking needs; do it by \
-    hand instead: iptables -t raw -A PREROUTING -m conntrack --ctstate NEW";
+    hand instead: iptables -t raw -A PREROUTING -m conntrack --ctstate NEW, and ip6tables the same";
 
 /// What records need to carry all that they can. `nf_conntrack_events` 2 (automatic) becomes 1: a
 /// flow born while we are not listening shall end with an event too.
@@ -70,18 +72,24 @@ pub struct Tracking {
     /// Owns the table. Taken out by [`Tracking::undo`] and drop only.
     owner: Option<Control>,
     changed: Vec<Changed>,
+    unchanged: Vec<Error>,
 }
 
-/// Switches tracking on, and accounting, timestamps and events where they are off. Where a later
-/// step fails, what was done before is undone.
+/// Switches tracking on, and accounting, timestamps and events where they are off. A setting that
+/// cannot be written (the read-only /proc/sys of a container) stops nothing: tracking is what was
+/// asked for, [`Tracking::unchanged`] says it, and [`findings`](super::findings) what it means.
 pub async fn enable_tracking() -> Result<Tracking, Error> {
-    let mut tracking = Tracking { table: table_name(), owner: None, changed: Vec::new() };
+    let mut tracking =
+        Tracking { table: table_name(), owner: None, changed: Vec::new(), unchanged: Vec::new() };
     let mut owner = Control::connect()?;
     // The table first: it is what makes the kernel load the modules that bring the settings.
     install(&mut owner, &tracking.table).await?;
     tracking.owner = Some(owner);
     for name in SETTINGS {
-        tracking.changed.extend(switch_on(name)?);
+        match switch_on(name) {
+            Ok(changed) => tracking.changed.extend(changed),
+            Err(error) => tracking.unchanged.push(error),
+        }
     }
     Ok(tracking)
 }
@@ -95,6 +103,11 @@ impl Tracking {
     /// The settings that were changed, with their values before.
     pub fn changed(&self) -> impl Iterator<Item = (&'static str, u8)> {
         self.changed.iter().map(|changed| (changed.name, changed.before))
+    }
+
+    /// Why settings could not be changed.
+    pub fn unchanged(&self) -> &[Error] {
+        &self.unchanged
     }
 
     /// Takes everything back and says what did not work; drop can only log it.
@@ -192,42 +205,59 @@ async fn install(owner: &mut Control, table: &str) -> Result<(), Error> {
 }
 
 fn marker(message_type: u16) -> Raw {
-    Writer::new(message_type, 0, AF_UNSPEC, u16::from(NFNL_SUBSYS_NFTABLES)).finish()
+    let mut writer = Writer::new();
+    writer.message(Header {
+        message_type,
+        flags: NLM_F_REQUEST,
+        seq: 0,
+        family: AF_UNSPEC,
+        res_id: NFNL_SUBSYS_NFTABLES.into(),
+    });
+    Raw::new(writer.finish())
 }
 
-fn request(command: u8, flags: u16) -> Writer {
-    let message_type = message_type(NFNL_SUBSYS_NFTABLES, command);
-    Writer::new(message_type, NLM_F_ACK | NLM_F_CREATE | flags, NFPROTO_INET, 0)
+/// Each message of a batch goes to netlink-proto on its own, which gives it its number.
+fn request(command: u8, flags: u16, attributes: impl FnOnce(&mut Writer)) -> Raw {
+    let mut writer = Writer::new();
+    writer.message(Header {
+        message_type: message_type(NFNL_SUBSYS_NFTABLES, command),
+        flags: NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | flags,
+        seq: 0,
+        family: NFPROTO_INET,
+        res_id: 0,
+    });
+    attributes(&mut writer);
+    Raw::new(writer.finish())
 }
 
-const CHAIN: &str = "on";
+const CHAIN: &[u8] = b"on";
 
 fn new_table(table: &str) -> Raw {
-    let mut request = request(nft::NFT_MSG_NEWTABLE, NLM_F_EXCL);
-    request.put_str(nft::NFTA_TABLE_NAME, table);
-    request.put_be32(nft::NFTA_TABLE_FLAGS, nft::NFT_TABLE_F_OWNER);
-    request.finish()
+    request(nft::NFT_MSG_NEWTABLE, NLM_F_EXCL, |w| {
+        w.text(nft::NFTA_TABLE_NAME, table.as_bytes());
+        w.be32(nft::NFTA_TABLE_FLAGS, nft::NFT_TABLE_F_OWNER);
+    })
 }
 
 fn new_chain(table: &str) -> Raw {
-    let mut request = request(nft::NFT_MSG_NEWCHAIN, 0);
-    request.put_str(nft::NFTA_CHAIN_TABLE, table);
-    request.put_str(nft::NFTA_CHAIN_NAME, CHAIN);
-    request.finish()
+    request(nft::NFT_MSG_NEWCHAIN, 0, |w| {
+        w.text(nft::NFTA_CHAIN_TABLE, table.as_bytes());
+        w.text(nft::NFTA_CHAIN_NAME, CHAIN);
+    })
 }
 
 fn new_rule(table: &str) -> Raw {
-    let mut request = request(nft::NFT_MSG_NEWRULE, NLM_F_APPEND);
-    request.put_str(nft::NFTA_RULE_TABLE, table);
-    request.put_str(nft::NFTA_RULE_CHAIN, CHAIN);
-    request.nest(nft::NFTA_RULE_EXPRESSIONS, |w| {
-        w.nest(nft::NFTA_LIST_ELEM, |w| {
-            w.put_str(nft::NFTA_EXPR_NAME, "ct");
-            w.nest(nft::NFTA_EXPR_DATA, |w| {
-                w.put_be32(nft::NFTA_CT_DREG, nft::NFT_REG_1);
-                w.put_be32(nft::NFTA_CT_KEY, nft::NFT_CT_STATE);
+    request(nft::NFT_MSG_NEWRULE, NLM_F_APPEND, |w| {
+        w.text(nft::NFTA_RULE_TABLE, table.as_bytes());
+        w.text(nft::NFTA_RULE_CHAIN, CHAIN);
+        w.nest(nft::NFTA_RULE_EXPRESSIONS, |w| {
+            w.nest(nft::NFTA_LIST_ELEM, |w| {
+                w.text(nft::NFTA_EXPR_NAME, b"ct");
+                w.nest(nft::NFTA_EXPR_DATA, |w| {
+                    w.be32(nft::NFTA_CT_DREG, nft::NFT_REG_1);
+                    w.be32(nft::NFTA_CT_KEY, nft::NFT_CT_STATE);
+                });
             });
         });
-    });
-    request.finish()
+    })
 }
