@@ -16,12 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Agent {
     pub(super) async fn reload(&mut self) {
-        let Some(path) = &self.options.config_path else {
+        let Some(path) = self.options.config_path.clone() else {
             tracing::info!("no configuration file to read again; files are reopened");
             self.sinks.reopen();
             return;
         };
-        let new = match Config::load(path) {
+        let new = match Config::load(&path) {
             Ok(new) => new,
             Err(error) => {
                 tracing::error!("the new configuration is not used, the old one stays:\n{error}");
