@@ -5,7 +5,7 @@
 //! each for a bounded time, so that an agent whose sink hangs ends all the same.
 
 mod host;
-mod identity;
+pub(crate) mod identity;
 mod metering;
 mod reload;
 mod sinks;
@@ -56,6 +56,8 @@ pub struct Options {
     pub config_path: Option<PathBuf>,
     /// The name of the namespace that the process was moved to.
     pub netns: Option<String>,
+    /// For someone who looks on (`events`): no records of the agent's own, no counters at the end.
+    pub viewer: bool,
 }
 
 /// Why the agent did not run, or did not end well.
@@ -144,7 +146,9 @@ impl Agent {
             .name("pipeline".into())
             .spawn(move || pipeline.run())
             .map_err(AgentError::io("cannot start the pipeline's thread"))?;
-        say(&out, AgentAction::Started);
+        if !options.viewer {
+            say(&out, AgentAction::Started);
+        }
         let capture = capture.start(out.clone())?;
         let meters = Meters {
             netns,
@@ -240,6 +244,7 @@ impl Agent {
             sinks: self.sinks,
             stats: self.stats,
             metrics: self.metrics,
+            viewer: self.options.viewer,
         };
         let drained = tokio::select! {
             drained = drain.run() => drained,
@@ -271,6 +276,7 @@ struct Drain {
     sinks: Sinks,
     stats: Arc<PipelineStats>,
     metrics: Metrics,
+    viewer: bool,
 }
 
 impl Drain {
@@ -284,7 +290,9 @@ impl Drain {
         if let Err(error) = self.capture.join() {
             failures.push(format!("capture failed: {error}"));
         }
-        say(&self.out, AgentAction::Stopped);
+        if !self.viewer {
+            say(&self.out, AgentAction::Stopped);
+        }
         drop(self.out);
         wait(&self.spool, hurry, || self.pipeline.is_finished()).await;
         match self.pipeline.join() {
@@ -296,7 +304,9 @@ impl Drain {
         let reports = self.sinks.stop(deadline).await;
 
         failures.extend(metering::balance(&self.stats, &self.spool, &reports));
-        self.metrics.print();
+        if !self.viewer {
+            self.metrics.print();
+        }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 }

@@ -11,7 +11,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The identity of this run and the flow ids of this boot and namespace. `netns` is the name that
 /// the user gave the namespace; without one it goes by its inode number, which lsns(8) shows.
-pub(super) fn of_this_run(agent: &str, netns: Option<&str>) -> io::Result<(Identity, FlowIds)> {
+pub(crate) fn of_this_run(agent: &str, netns: Option<&str>) -> io::Result<(Identity, FlowIds)> {
     let inode = std::fs::metadata(NETNS)?.ino();
     let boot_id = std::fs::read_to_string(BOOT_ID)?;
     let identity = Identity {

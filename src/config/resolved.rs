@@ -6,7 +6,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::flow::FieldSet;
 use crate::format::FormatKind;
 use crate::pipeline::Filter;
 use crate::spool::{SpoolConfig, WhenFull};
@@ -217,19 +216,6 @@ impl SinkSettings {
             format: FormatKind::Json,
             fields: FieldChoice::Full,
             target: SinkTarget::Stdout,
-        }
-    }
-}
-
-impl FieldChoice {
-    /// The fields themselves.
-    pub fn set(&self) -> FieldSet {
-        match self {
-            FieldChoice::Full => FieldSet::FULL,
-            FieldChoice::Audit => FieldSet::audit(),
-            FieldChoice::Accounting => FieldSet::accounting(),
-            FieldChoice::List(names) => FieldSet::list(names.iter().map(String::as_str))
-                .expect("names were checked when the configuration was read"),
         }
     }
 }

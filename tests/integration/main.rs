@@ -7,5 +7,6 @@
 mod lab;
 
 mod capture;
+mod cli;
 mod control;
 mod file_sink;
