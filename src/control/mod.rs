@@ -19,5 +19,5 @@ pub use conntrack::{Control, DUMP_BATCH, DumpEnd, Family, Incomplete};
 pub use error::Error;
 pub use findings::{Code, Finding, Remedy, Severity, findings};
 pub use host::{Access, Facts, Tracked, setting};
-pub use snapshot::snapshot;
+pub use snapshot::{push, snapshot};
 pub use tracking::{Tracking, enable_tracking};

@@ -97,7 +97,12 @@ fn protocol() -> impl Strategy<Value = u8> {
 }
 
 pub(crate) fn any_conn() -> impl Strategy<Value = Conn> {
-    (any_tuple(), any_tuple(), any::<(u64, [u64; 7])>(), any::<([u32; 5], u16, [u8; 5], [u16; 2])>())
+    (
+        any_tuple(),
+        any_tuple(),
+        any::<(u64, [u64; 7])>(),
+        any::<([u32; 5], u16, [u8; 5], [u16; 2])>(),
+    )
         .prop_map(|(orig, reply, (present, long), (words, zone, bytes, flags))| Conn {
             present: Attrs::from_bits_truncate(present),
             orig,

@@ -119,7 +119,7 @@ fn a_snapshot_waits_for_a_full_queue_and_ends_with_its_end() -> Result<()> {
                         receiver.recycle(batch);
                         std::thread::sleep(Duration::from_millis(5));
                     }
-                    Some(Item::SnapshotEnd { complete: whole }) => complete = Some(whole),
+                    Some(Item::SnapshotEnd { complete: whole, .. }) => complete = Some(whole),
                     other => panic!("{other:?}"),
                 }
             }

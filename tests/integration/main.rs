@@ -8,5 +8,6 @@ mod lab;
 
 mod capture;
 mod cli;
+mod codec;
 mod control;
 mod file_sink;
