@@ -53,7 +53,8 @@ fn capture_golden_datagrams() -> Result<()> {
         || bed.ftp_data(&bed.ftp()?),
     )?;
     // No SCTP sockets and no GRE tunnels in the kernel at hand: conntrack(8) makes the entries; the
-    // events are the kernel's all the same.
+    // events are the kernel's all the same. It hands the verification tags over in host order, where
+    // the kernel keeps them as packets carry them: so 0x12345678 comes back as 0x78563412.
     scenario(&bed, "gre_inserted", "conntrack -I -p gre, with keys", || {
         bed.conntrack("-I -p gre -s 10.0.0.2 -d 203.0.113.2 --srckey 0x11 --dstkey 0x2233 -t 60")
             .map(drop)
