@@ -1,6 +1,9 @@
 //! What travels from capture and control to the pipeline.
 
-use crate::flow::Gap;
+use std::sync::Arc;
+
+use crate::flow::{AgentAction, Gap};
+use crate::pipeline::Filter;
 
 /// Netlink datagrams as they came, one after the other in one buffer.
 #[derive(Debug, Default)]
@@ -57,7 +60,17 @@ pub enum Item {
     /// The dump is over; `complete` is false when it was cut off or interrupted.
     SnapshotEnd {
         complete: bool,
+        from: u64,
+        at: u64,
     },
     Gap(Gap),
     Valve(ValveChange),
+    /// The agent says something of itself.
+    Note {
+        action: AgentAction,
+        at: u64,
+    },
+    /// From here on other flows are shipped: in the queue, so that a reload has a place in the
+    /// sequence.
+    Filter(Arc<Filter>),
 }

@@ -53,6 +53,9 @@ pub enum Precision {
 }
 
 impl Precision {
+    pub const ALL: [Precision; 4] =
+        [Precision::Exact, Precision::AtLeast, Precision::AtMost, Precision::Unknown];
+
     pub fn name(self) -> &'static str {
         match self {
             Precision::Exact => "exact",

@@ -4,14 +4,17 @@
 
 pub(crate) const NLMSG_NOOP: u16 = 1;
 pub(crate) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_DONE: u16 = 3;
 
 pub(crate) const NLM_F_REQUEST: u16 = 1;
 pub(crate) const NLM_F_ACK: u16 = 4;
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8`, with the message in the low byte.
 pub(crate) const IPCTNL_MSG_CT_NEW: u16 = 0x100;
+pub(crate) const IPCTNL_MSG_CT_GET: u16 = 0x101;
 pub(crate) const IPCTNL_MSG_CT_DELETE: u16 = 0x102;
 
 pub(crate) const CTA_TUPLE_ORIG: u16 = 1;
@@ -136,6 +139,16 @@ impl Header {
         let sequence = u32::from_ne_bytes(message.get(8..12)?.try_into().ok()?);
         Some(Self { kind, flags, sequence })
     }
+}
+
+/// The messages of one datagram.
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+        let message = datagram.get(..length).filter(|_| length >= NLMSG_HEADER)?;
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 /// The errno of an `NLMSG_ERROR`; 0 is an acknowledgement.

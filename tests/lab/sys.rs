@@ -6,7 +6,10 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 /// `NETLINK_NETFILTER` of `linux/netlink.h`.
@@ -129,6 +132,12 @@ impl NetlinkSocket {
     }
 }
 
+impl AsFd for NetlinkSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Room for many messages of one `recvmmsg`, allocated once.
 #[derive(Debug)]
 pub(crate) struct Slots {
@@ -228,6 +237,75 @@ fn from_rusage(raw: &libc::rusage) -> Usage {
     Usage {
         cpu: time(raw.ru_utime) + time(raw.ru_stime),
         peak_rss_kib: raw.ru_maxrss.unsigned_abs(),
+    }
+}
+
+/// Reaps the child `pid` when it has ended: how, and what it and its children used.
+pub(crate) fn wait4_nohang(pid: u32) -> io::Result<Option<(ExitStatus, Usage)>> {
+    let mut status = 0;
+    // SAFETY: all zero is a valid rusage.
+    let mut raw: libc::rusage = unsafe { zeroed() };
+    // SAFETY: both pointers are valid for writing.
+    let got =
+        unsafe { libc::wait4(pid.cast_signed(), &raw mut status, libc::WNOHANG, &raw mut raw) };
+    check(got)?;
+    Ok((got > 0).then(|| (ExitStatus::from_raw(status), from_rusage(&raw))))
+}
+
+/// User and system time of a running process, from `/proc/PID/stat`.
+pub(crate) fn cpu_of(pid: u32) -> super::Result<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field, in brackets, may hold spaces; `utime` is the 12th after it.
+    let (_, rest) = text.rsplit_once(')').ok_or("/proc/PID/stat without a name")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    // SAFETY: no pointers.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+}
+
+/// A socket bound to `local`; port 0 for any, and for raw sockets. Give it to `TcpStream` or
+/// `UdpSocket`: those serve raw and UDP-Lite sockets too.
+pub(crate) fn bound_socket(kind: i32, proto: u8, local: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointers; the result is checked before it is owned.
+    let raw = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, i32::from(proto)) };
+    check(raw)?;
+    // SAFETY: `raw` is a fresh descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    set_option(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1_i32)?;
+    with_address(local, |address, length| {
+        // SAFETY: `with_address` gives a valid address of that length.
+        check(unsafe { libc::bind(fd.as_raw_fd(), address, length) })
+    })?;
+    Ok(fd)
+}
+
+pub(crate) fn connect(fd: &OwnedFd, remote: SocketAddr) -> io::Result<()> {
+    with_address(remote, |address, length| {
+        // SAFETY: `with_address` gives a valid address of that length.
+        check(unsafe { libc::connect(fd.as_raw_fd(), address, length) })
+    })
+}
+
+fn with_address<T>(address: SocketAddr, work: impl FnOnce(*const libc::sockaddr, u32) -> T) -> T {
+    match address {
+        SocketAddr::V4(v4) => {
+            // SAFETY: all zero is a valid sockaddr_in.
+            let mut raw: libc::sockaddr_in = unsafe { zeroed() };
+            raw.sin_family = libc::AF_INET as u16;
+            raw.sin_port = v4.port().to_be();
+            raw.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
+            work((&raw const raw).cast(), size_of::<libc::sockaddr_in>() as u32)
+        }
+        SocketAddr::V6(v6) => {
+            // SAFETY: all zero is a valid sockaddr_in6.
+            let mut raw: libc::sockaddr_in6 = unsafe { zeroed() };
+            raw.sin6_family = libc::AF_INET6 as u16;
+            raw.sin6_port = v6.port().to_be();
+            raw.sin6_addr.s6_addr = v6.ip().octets();
+            work((&raw const raw).cast(), size_of::<libc::sockaddr_in6>() as u32)
+        }
     }
 }
 

@@ -1,0 +1,358 @@
+//! Wiring only: builds the steps of the way, starts them from the right to the left, and hangs them
+//! up from the left to the right.
+//!
+//! Start: sinks, pipeline, sockets, capture, READY, snapshot. Stop: capture, queue, spool, sinks,
+//! each for a bounded time, so that an agent whose sink hangs ends all the same.
+
+mod host;
+pub(crate) mod identity;
+mod metering;
+mod reload;
+mod sinks;
+mod snapshot;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::capture::{
+    Capture, CaptureConfig, CaptureError, CaptureHandle, Events, Item, KernelFilter, Program,
+    Sender, ValveConfig, queue,
+};
+use crate::config::{Config, EventKinds};
+use crate::control::{Error as ControlError, Tracking};
+use crate::flow::AgentAction;
+use crate::pipeline::{Decoder, Filter, Pipeline, PipelineStats, now};
+use crate::sink::SinkReport;
+use crate::spool::{Spool, SpoolClosed};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::notify::Notifier;
+use crate::telemetry::signals::{Request, Signals};
+
+use metering::Meters;
+use sinks::Sinks;
+
+/// Raw batches that wait for the pipeline: some 60,000 events, a third of a second of the fastest
+/// storm measured.
+const QUEUE_BYTES: usize = 16 << 20;
+
+/// How long a stop may take in all; a service manager's patience is longer.
+const STOP_WITHIN: Duration = Duration::from_secs(8);
+
+/// How long sinks that stand still may hold up the rest, before what has no room is given up.
+const HURRY_AFTER: Duration = Duration::from_secs(4);
+
+/// What the service manager shows.
+const RECORDING: &str = "recording";
+
+/// How often threads that end are looked at while stopping.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Where the configuration came from and what the command line says beside it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The file that a reload reads; `None` when there is none.
+    pub config_path: Option<PathBuf>,
+    /// The name of the namespace that the process was moved to.
+    pub netns: Option<String>,
+    /// For someone who looks on (`events`): no records of the agent's own, no counters at the end.
+    pub viewer: bool,
+}
+
+/// Why the agent did not run, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The host lacks something without which there are no records.
+    #[error("{message}")]
+    Host { message: String, exit: u8 },
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: std::io::Error },
+    /// It ran, and something broke: the log says what.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl AgentError {
+    fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
+        move |source| AgentError::Io { what, source }
+    }
+}
+
+/// Runs the agent until a signal or a failure ends it. Blocks.
+pub fn run(config: Config, options: Options) -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AgentError::io("cannot start the control runtime"))?;
+    runtime.block_on(async {
+        let mut agent = Agent::start(config, options).await?;
+        let end = agent.serve().await;
+        agent.stop(end).await
+    })
+}
+
+/// Why serving ended.
+#[derive(Debug)]
+enum End {
+    /// Somebody asked for it.
+    Asked,
+    /// The last sink is gone: nobody reads, as when stdout was closed.
+    NoReader(SinkReport),
+    Broken(String),
+}
+
+struct Agent {
+    config: Config,
+    options: Options,
+    signals: Signals,
+    notifier: Notifier,
+    metrics: Metrics,
+    tracking: Option<Tracking>,
+    spool: Arc<Spool>,
+    sinks: Sinks,
+    stats: Arc<PipelineStats>,
+    pipeline: JoinHandle<Result<(), SpoolClosed>>,
+    capture: CaptureHandle,
+    out: Sender,
+}
+
+impl Agent {
+    async fn start(config: Config, options: Options) -> Result<Self, AgentError> {
+        // First, so that a signal during the start is not the default action's.
+        let signals = Signals::new().map_err(AgentError::io("cannot catch signals"))?;
+        let tracking = host::prepare(&config.capture).await?;
+        let (identity, ids) =
+            identity::of_this_run(&config.agent_name, options.netns.as_deref())
+                .map_err(AgentError::io("cannot tell which namespace and boot this is"))?;
+
+        let netns = identity.netns.clone();
+        let metrics = Metrics::new();
+        let spool = Spool::new(config.spool);
+        let sinks = Sinks::start(&config.sinks, &spool, Arc::new(identity), &metrics)?;
+        // Subscribed before anything can fail slowly: from here on the kernel keeps events for us.
+        let capture = Capture::new(capture_config(&config))?;
+        host::advise_on_buffer(capture.receive_buffer());
+
+        let (out, receiver) = queue(QUEUE_BYTES);
+        let stats = Arc::new(PipelineStats::default());
+        let decoder = Decoder::new(ids, config.filter.clone(), config.snapshot);
+        let pipeline = Pipeline::new(receiver, spool.clone(), stats.clone(), decoder);
+        let pipeline = std::thread::Builder::new()
+            .name("pipeline".into())
+            .spawn(move || pipeline.run())
+            .map_err(AgentError::io("cannot start the pipeline's thread"))?;
+        if !options.viewer {
+            say(&out, AgentAction::Started);
+        }
+        let capture = capture.start(out.clone())?;
+        let meters = Meters {
+            netns,
+            capture: capture.stats(),
+            queue: out.queue(),
+            pipeline: stats.clone(),
+            spool: spool.clone(),
+            spool_limit: config.spool.max_size,
+        };
+        meters.export(&metrics);
+        Ok(Agent {
+            config,
+            options,
+            signals,
+            notifier: Notifier::new(),
+            metrics,
+            tracking,
+            spool,
+            sinks,
+            stats,
+            pipeline,
+            capture,
+            out,
+        })
+    }
+
+    async fn serve(&mut self) -> End {
+        self.notifier.ready(RECORDING);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            events = self.config.capture.events.names().collect::<Vec<_>>().join(","),
+            "recording"
+        );
+        let (wanted, out) = (self.config.snapshot, self.out.clone());
+        let mut snapshot = std::pin::pin!(async move {
+            if wanted {
+                snapshot::take(out).await;
+            }
+        });
+        let mut dumping = true;
+        let mut look = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            let request = tokio::select! {
+                request = self.signals.next() => request,
+                () = &mut snapshot, if dumping => {
+                    dumping = false;
+                    continue;
+                }
+                report = self.sinks.ended() => match self.sinks.without(&report) {
+                    true => continue,
+                    false => return End::NoReader(report),
+                },
+                _ = look.tick() => match self.broken() {
+                    Some(what) => return End::Broken(what),
+                    None => continue,
+                },
+            };
+            match request {
+                Request::Stop | Request::StopNow => return End::Asked,
+                Request::PrintCounters => self.metrics.print(),
+                Request::Reload => {
+                    self.notifier.reloading();
+                    self.reload().await;
+                    self.notifier.ready(RECORDING);
+                }
+            }
+        }
+    }
+
+    /// A thread that ended by itself ends the agent: half an agent would look alive.
+    fn broken(&self) -> Option<String> {
+        if self.capture.is_finished() {
+            return Some("the capture thread ended".to_owned());
+        }
+        self.pipeline.is_finished().then(|| "the pipeline's thread ended".to_owned())
+    }
+
+    async fn stop(mut self, end: End) -> Result<(), AgentError> {
+        self.notifier.stopping();
+        let why = match &end {
+            End::Asked => "asked to".to_owned(),
+            End::NoReader(report) => format!("sink {} is gone and was the last", report.name),
+            End::Broken(what) => what.clone(),
+        };
+        tracing::info!(why, "stopping");
+        let mut signals = self.signals;
+        let tracking = self.tracking.take();
+        let drain = Drain {
+            capture: self.capture,
+            pipeline: self.pipeline,
+            out: self.out,
+            spool: self.spool,
+            sinks: self.sinks,
+            stats: self.stats,
+            metrics: self.metrics,
+            viewer: self.options.viewer,
+        };
+        let drained = tokio::select! {
+            drained = drain.run() => drained,
+            () = second(&mut signals) => {
+                Err("stopped at once, on the second signal: records may be lost".to_owned())
+            }
+        };
+        if let Some(Err(error)) = tracking.map(Tracking::undo) {
+            tracing::warn!(%error, "tracking could not be switched off again");
+        }
+        match (end, drained) {
+            (_, Err(lost)) => Err(AgentError::Broken(lost)),
+            (End::Broken(what), Ok(())) => Err(AgentError::Broken(what)),
+            (End::Asked | End::NoReader(_), Ok(())) => Ok(()),
+        }
+    }
+}
+
+async fn second(signals: &mut Signals) {
+    while !matches!(signals.next().await, Request::Stop | Request::StopNow) {}
+}
+
+/// The stop: what is hung up, from the left to the right.
+struct Drain {
+    capture: CaptureHandle,
+    pipeline: JoinHandle<Result<(), SpoolClosed>>,
+    out: Sender,
+    spool: Arc<Spool>,
+    sinks: Sinks,
+    stats: Arc<PipelineStats>,
+    metrics: Metrics,
+    viewer: bool,
+}
+
+impl Drain {
+    async fn run(self) -> Result<(), String> {
+        let begun = Instant::now();
+        let (hurry, deadline) = (begun + HURRY_AFTER, begun + STOP_WITHIN);
+        let mut failures = Vec::new();
+
+        self.capture.stop();
+        wait(&self.spool, hurry, || self.capture.is_finished()).await;
+        if let Err(error) = self.capture.join() {
+            failures.push(format!("capture failed: {error}"));
+        }
+        if !self.viewer {
+            say(&self.out, AgentAction::Stopped);
+        }
+        drop(self.out);
+        wait(&self.spool, hurry, || self.pipeline.is_finished()).await;
+        match self.pipeline.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => failures.push("the sinks stood still and the spool was full".to_owned()),
+            Err(_) => failures.push("the pipeline's thread panicked".to_owned()),
+        }
+        self.spool.close(now());
+        let reports = self.sinks.stop(deadline).await;
+
+        failures.extend(metering::balance(&self.stats, &self.spool, &reports));
+        if !self.viewer {
+            self.metrics.print();
+        }
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+}
+
+/// Waits until `ended`. When that takes too long, what waits for room in the spool is told to give
+/// up: then it ends.
+async fn wait(spool: &Spool, hurry: Instant, ended: impl Fn() -> bool) {
+    while !ended() {
+        if Instant::now() >= hurry {
+            spool.hurry();
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The pipeline is gone when it can't be said; that is seen elsewhere.
+fn say(out: &Sender, action: AgentAction) {
+    let _ = out.push(Item::Note { action, at: now() });
+}
+
+fn capture_config(config: &Config) -> CaptureConfig {
+    CaptureConfig {
+        events: wanted(config.capture.events),
+        reliable: config.capture.reliable,
+        receive_buffer: config.capture.receive_buffer,
+        filter: kernel_filter(&config.filter),
+        valve: ValveConfig::default(),
+        guard_program: None,
+    }
+}
+
+fn wanted(kinds: EventKinds) -> Events {
+    let mut events = Events::empty();
+    events.set(Events::NEW, kinds.new);
+    events.set(Events::UPDATE, kinds.update);
+    events.set(Events::DESTROY, kinds.destroy);
+    events.set(Events::EXPECT, kinds.expect);
+    events
+}
+
+/// What of the filter the kernel can do for us; `None` when it can do nothing.
+fn kernel_filter(filter: &Filter) -> Option<Program> {
+    let kernel = KernelFilter {
+        protocols: filter.protocols.clone(),
+        include: filter.include.clone(),
+        exclude: filter.exclude.clone(),
+    };
+    kernel.compile()
+}

@@ -1,0 +1,281 @@
+//! The program as its users meet it: exit codes, errors of the configuration, help, manual,
+//! completions, the unit, a first run.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_conntrail");
+const COMMANDS: &[&str] =
+    &["run", "check", "events", "list", "count", "stats", "completions", "man"];
+
+fn conntrail<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    Command::new(PROGRAM).args(args).env_remove("CONNTRAIL_LOG").output().expect("it was built")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("ended by a signal: {output:?}"))
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Says that a test cannot work here; where everything has to be there, that is a failure.
+fn skip(what: &str) {
+    assert!(std::env::var_os("CONNTRAIL_REQUIRE_ALL").is_none_or(|all| all != "1"), "{what}");
+    eprintln!("skipped: {what}");
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+    found.is_ok()
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_64() {
+    for args in [
+        &[][..],
+        &["fly"],
+        &["run", "--fast"],
+        &["events", "-e", "birth"],
+        &["list", "-f", "ipx"],
+        &["completions", "csh"],
+    ] {
+        let output = conntrail(args);
+        assert_eq!(code(&output), 64, "{args:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for args in [&["--help"][..], &["-h"], &["--version"], &["run", "--help"], &["man", "-h"]] {
+        let output = conntrail(args);
+        assert_eq!(code(&output), 0, "{args:?}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
+    }
+    let help = stdout(&conntrail(["--help"]));
+    for command in COMMANDS {
+        assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
+    }
+    assert!(!help.contains("valve-guard"), "an inner command is not for people");
+}
+
+#[test]
+fn all_errors_of_a_configuration_come_at_once_with_78() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wrong.toml");
+    let text = "[capture]\nrecieve_buffer = \"64MiB\"\n\n[filter]\nports = [\"http\"]\n\n\
+                [[sink]]\ntype = \"file\"\n";
+    fs::write(&path, text).unwrap();
+    for command in ["check", "run"] {
+        let output = conntrail([OsStr::new(command), "--config".as_ref(), path.as_os_str()]);
+        assert_eq!(code(&output), 78);
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let said = stderr(&output);
+        let name = path.display();
+        for expected in [
+            format!("{name}:2:1: unknown key `recieve_buffer` in [capture]\n"),
+            "2 | recieve_buffer = \"64MiB\"\n  | ^^^^^^^^^^^^^^\n".to_owned(),
+            "did you mean `receive_buffer`?".to_owned(),
+            format!("{name}:5:10: ports: `http` is not a port or a range of ports\n"),
+            format!("{name}:7:1: sink \"file\" has no path\n"),
+            format!("3 errors in {name}\n"),
+        ] {
+            assert!(said.contains(&expected), "{expected} in {said}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_ends_with_78() {
+    let output = conntrail(["check", "--config", "/nonexistent/conntrail.toml"]);
+    assert_eq!(code(&output), 78);
+    assert!(stderr(&output).starts_with("/nonexistent/conntrail.toml: No such file"));
+}
+
+#[test]
+fn check_prints_what_it_can_read_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    fs::write(&path, "[agent]\nname = \"gw1\"\n[flows]\nsnapshot = false\n").unwrap();
+    let first = conntrail([OsStr::new("check"), "--config".as_ref(), path.as_os_str()]);
+    assert_eq!(code(&first), 0, "{}", stderr(&first));
+    let text = stdout(&first);
+    assert!(text.contains("name = \"gw1\"") && text.contains("snapshot = false"), "{text}");
+    assert!(text.contains("receive_buffer = \"64MiB\""), "{text}");
+    assert!(text.contains("# What this host lacks:") || text.contains("# This host lacks nothing"));
+    let full = dir.path().join("full.toml");
+    fs::write(&full, &text).unwrap();
+    let second = conntrail([OsStr::new("check"), "--config".as_ref(), full.as_os_str()]);
+    assert_eq!(code(&second), 0);
+    let settings = |text: &str| {
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(settings(&stdout(&second)), settings(&text));
+}
+
+#[test]
+fn a_namespace_that_is_not_there_is_named() {
+    let output = conntrail(["count", "--netns", "no-such-namespace"]);
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("there is no network namespace no-such-namespace"));
+    if is_root() {
+        let output = conntrail(["count", "--netns", "/dev/null"]);
+        assert_eq!(code(&output), 1);
+        assert_eq!(stderr(&output), "conntrail: /dev/null is no network namespace\n");
+    }
+}
+
+#[test]
+fn completions_speak_the_shells_own_language() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = conntrail(["completions", shell]);
+        assert_eq!(code(&output), 0);
+        let script = stdout(&output);
+        for command in COMMANDS {
+            assert!(script.contains(command), "{command} for {shell}");
+        }
+        if !has(shell) {
+            skip(&format!("{shell} is not installed, its completions are not parsed"));
+            continue;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("script");
+        fs::write(&path, script).unwrap();
+        // -n: read, and run nothing.
+        let parsed = Command::new(shell).arg("-n").arg(&path).output().unwrap();
+        assert!(parsed.status.success(), "{shell}: {parsed:?}");
+    }
+}
+
+#[test]
+fn there_is_a_manual_page_for_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("man1");
+    let output = conntrail([OsStr::new("man"), "--out".as_ref(), out.as_os_str()]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let mut names: Vec<_> = fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let mut expected: Vec<_> =
+        COMMANDS.iter().map(|command| format!("conntrail-{command}.1")).collect();
+    expected.push("conntrail.1".to_owned());
+    expected.sort();
+    assert_eq!(names, expected);
+    let page = stdout(&conntrail(["man"]));
+    assert_eq!(page, fs::read_to_string(out.join("conntrail.1")).unwrap());
+    if !has("man") {
+        return skip("man is not installed, pages are not rendered");
+    }
+    for name in names {
+        let path = out.join(&name);
+        let rendered = Command::new("man")
+            .args(["--warnings=all", "-l"])
+            .arg(&path)
+            .env("MANWIDTH", "80")
+            .env("MAN_KEEP_STDERR", "1")
+            .output()
+            .unwrap();
+        assert!(rendered.status.success(), "{name}: {rendered:?}");
+        assert_eq!(stderr(&rendered), "", "{name}");
+        assert!(stdout(&rendered).contains("EXAMPLES"), "{name}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_a_quiet_end() {
+    let mut child = Command::new(PROGRAM)
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Closed before anything is read: the script is larger than what a pipe holds only with luck,
+    // but the pipe has no reader from here on.
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(said, "");
+}
+
+#[test]
+fn the_kernel_answers_the_plain_questions() {
+    if !is_root() {
+        return skip("asking the kernel needs root");
+    }
+    let count = conntrail(["count"]);
+    assert_eq!(code(&count), 0, "{}", stderr(&count));
+    stdout(&count).trim_end().parse::<u32>().expect("one number");
+    let json: serde_json::Value =
+        serde_json::from_slice(&conntrail(["count", "-o", "json"]).stdout).unwrap();
+    assert!(json["limit"].as_u64().is_some_and(|limit| limit > 0), "{json}");
+
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let table = stdout(&conntrail(["stats"]));
+    assert!(table.starts_with("cpu  "), "{table}");
+    assert!(table.lines().count() >= cpus + 2, "{table}");
+    let lines = stdout(&conntrail(["stats", "-o", "json"]));
+    assert!(lines.lines().count() >= cpus, "{lines}");
+    for line in lines.lines() {
+        let cpu: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(cpu["cpu"].is_u64() && cpu["insert_failed"].is_u64(), "{line}");
+    }
+    let list = conntrail(["list"]);
+    assert_eq!(code(&list), 0, "{}", stderr(&list));
+}
+
+#[test]
+fn without_privilege_it_ends_with_77_and_says_what_to_do() {
+    if !is_root() {
+        return skip("dropping privileges needs root");
+    }
+    let unprivileged = |args: &[&str]| {
+        Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"])
+            .args(["--inh-caps=-all", "--", PROGRAM])
+            .args(args)
+            .output()
+    };
+    let reachable = unprivileged(&["--version"]);
+    if !reachable.is_ok_and(|output| output.status.success()) {
+        return skip("setpriv, or a program that others may run, is missing");
+    }
+    for args in [&["count"][..], &["list"], &["stats"], &["run"], &["events"]] {
+        let output = unprivileged(args).unwrap();
+        assert_eq!(code(&output), 77, "{args:?}: {output:?}");
+        assert!(stderr(&output).contains("CAP_NET_ADMIN"), "{args:?}: {}", stderr(&output));
+    }
+    let check = unprivileged(&["check"]).unwrap();
+    assert_eq!(code(&check), 0, "the configuration is right all the same: {check:?}");
+}
+
+#[test]
+fn the_unit_is_silent_under_systemd_analyze() {
+    if !has("systemd-analyze") {
+        return skip("systemd-analyze is not installed");
+    }
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/conntrail.service");
+    let text = fs::read_to_string(unit).unwrap();
+    assert!(text.contains("\nExecStart=/usr/bin/conntrail run"), "{text}");
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("conntrail.service");
+    fs::write(&copy, text.replace("/usr/bin/conntrail", PROGRAM)).unwrap();
+    let verified = Command::new("systemd-analyze").arg("verify").arg(&copy).output().unwrap();
+    assert!(verified.status.success(), "{verified:?}");
+    assert_eq!((stdout(&verified), stderr(&verified)), (String::new(), String::new()));
+}
