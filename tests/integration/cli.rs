@@ -334,8 +334,9 @@ fn wait_for(what: &str, mut seen: impl FnMut() -> bool) {
     }
 }
 
-const TRACKING: &str = "table inet lab { chain in { type filter hook input priority 0; \
-                        ct state new counter\n } }";
+/// Any rule with `ct state` makes the namespace use conntrack.
+const TRACKING: &str = "table inet lab { chain seen { type filter hook output priority 0; \
+                        ct state new counter; }; }";
 
 /// The whole life of a service: ready, a record, a broken and a mended reload, counters, the stop.
 #[test]
