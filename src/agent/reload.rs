@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::capture::Item;
 use crate::config::Config;
+use crate::control::push;
 use crate::flow::AgentAction;
 use crate::pipeline::{Filter, now};
 
-use super::{Agent, kernel_filter, snapshot};
+use super::{Agent, kernel_filter};
 
 /// How long a reload waits for room in a full queue: signals wait with it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -55,7 +56,7 @@ impl Agent {
     }
 
     async fn put(&self, item: Item) -> Result<(), String> {
-        match tokio::time::timeout(PATIENCE, snapshot::put(&self.out, item)).await {
+        match tokio::time::timeout(PATIENCE, push(&self.out, item)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(closed)) => Err(closed.to_string()),
             Err(_) => Err("the queue is full because a sink stands still".to_owned()),

@@ -120,8 +120,7 @@ pub(super) fn switch(socket: &Socket, reliable: bool) -> io::Result<Reading> {
     }
     socket.set_reliable(reliable)?;
     let after = socket.memory()?.drops;
-    let cpus = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-    Ok(Reading { before, after, in_flight: if settled { 0 } else { cpus() } })
+    Ok(Reading { before, after, in_flight: if settled { 0 } else { socket::cpus() } })
 }
 
 /// The table of this network namespace, kept open.

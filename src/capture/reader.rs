@@ -3,7 +3,8 @@
 //! Promises: what a round reads from the NEW socket is handed on before what it read from the
 //! DESTROY socket, and everything that waited on the NEW socket when the reading of DESTROYs ended
 //! is among it. So a flow's NEW and UPDATEs, which the kernel queued before its DESTROY, always come
-//! first. A round ends, however fast events come, and holds a bounded number of bytes back.
+//! first (two CPUs that confirm and delete one flow in the same instant may make the kernel queue its
+//! DESTROY first; that cannot be seen from here). A round ends, however fast events come, and holds a bounded number of bytes back.
 //!
 //! Never decodes; never waits but for room in the queue.
 
@@ -58,6 +59,10 @@ impl<S: Source> Side<S> {
     pub(super) fn new(source: S, kinds: GapKinds) -> io::Result<Self> {
         let drops = source.memory()?.drops;
         Ok(Side { source, kinds, drops, checked: now(), truncated: 0 })
+    }
+
+    pub(super) fn drops(&self) -> u32 {
+        self.drops
     }
 }
 
@@ -154,7 +159,9 @@ impl<S: Source> Reader<S> {
         // The order hangs on this: what is queued now was charged before it was queued
         // (netlink_broadcast_deliver), so there can't be more datagrams waiting than this. Reading
         // that many is enough, and is an end also when new ones come faster than we read.
-        let mut left = u64::from(side.source.memory()?.queued.div_ceil(LEAST_TRUESIZE));
+        // At least one is tried for, because only that clears an error of the socket, for which
+        // poll would wake us for ever.
+        let mut left = u64::from(side.source.memory()?.queued.div_ceil(LEAST_TRUESIZE).max(1));
         let mut newest = 0;
         while left > 0 {
             let mut batch = take_buffer(&mut self.spare, out);

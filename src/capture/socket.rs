@@ -220,6 +220,31 @@ impl AsFd for Socket {
     }
 }
 
+/// Whether entries of this network namespace may wait for their DESTROY to be delivered
+/// (`IPCTNL_MSG_CT_GET_DYING`; since Linux 6.0 the list holds nothing else).
+pub(super) fn any_dying() -> io::Result<bool> {
+    const GET_DYING: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8 | 6;
+    const LENGTH: u32 = 20;
+    let socket = Socket::open()?;
+    let mut request = [0u8; LENGTH as usize];
+    request[..4].copy_from_slice(&LENGTH.to_ne_bytes());
+    request[4..6].copy_from_slice(&GET_DYING.to_ne_bytes());
+    request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    // SAFETY: `request` is readable for its whole length. A netlink socket that is not connected
+    // sends to the kernel.
+    let sent = unsafe { libc::send(socket.fd(), request.as_ptr().cast(), request.len(), 0) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The kernel has answered with the first part of the dump before send returns.
+    let mut answer =
+        RawBatch { bytes: Vec::with_capacity(2 * DATAGRAM_ROOM), ..RawBatch::default() };
+    socket.fill(&mut answer, 1)?;
+    let kind = answer.bytes.get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]]));
+    // Entries, or an error, which says nothing about entries.
+    Ok(kind != Some(libc::NLMSG_DONE as u16))
+}
+
 /// `SO_ATTACH_FILTER` or `SO_DETACH_FILTER` on any socket (tests use a pair of UNIX sockets).
 pub(super) fn attach_filter(fd: BorrowedFd<'_>, program: Option<&Program>) -> io::Result<()> {
     let Some(program) = program else {
@@ -334,6 +359,13 @@ pub(super) fn ignore_stop_signals() {
         // SAFETY: SIG_IGN installs no handler, and these signals exist.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
+}
+
+/// CPUs that are online.
+pub(super) fn cpus() -> u32 {
+    // SAFETY: no pointers; -1 when it is not known.
+    let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(cpus).unwrap_or(1)
 }
 
 /// Asks to run before others; without the privilege it stays as it is.

@@ -31,16 +31,19 @@ const NAP: Duration = Duration::from_millis(2);
 const GUARD_RETRY: Duration = Duration::from_millis(100);
 const GUARD_RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// At the end, entries that the kernel retained are waited for: it tries again every 10 ms
-/// (`ECACHE_RETRY_JIFFIES`), so three times that without a drop or an event means that none is left.
-const LAST_RETRY: Duration = Duration::from_millis(30);
-
 /// So long after the last drop entries may still be retained: hundreds of thousands take seconds to
 /// come, without a drop where we keep up.
 const RETAINED: Duration = Duration::from_secs(10);
 
-/// The end waits no longer than this, because new events may come for ever.
-const LINGER: Duration = Duration::from_secs(2);
+/// Retained entries that have not been tried for so long are not retained for us: the kernel waits
+/// a second (`HZ`) after the first failure, and 10 ms after the following ones.
+const NOT_OURS: Duration = Duration::from_millis(1200);
+
+/// The end waits for retained entries no longer than this: that second, and 300,000 of them.
+const LINGER: Duration = Duration::from_secs(4);
+
+/// Between looks at the kernel's list meanwhile.
+const LINGER_NAP: Duration = Duration::from_millis(10);
 
 bitflags! {
     /// Which events are wanted.
@@ -104,11 +107,31 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn set_filter(&self, program: Option<&Program>) -> Result<(), CaptureError> {
+    /// False when nothing filters in the kernel now.
+    fn set_filter(&self, program: Option<&Program>) -> Result<bool, CaptureError> {
         for socket in [&self.destroys, &self.events].into_iter().flatten() {
-            socket
-                .set_filter(program)
-                .map_err(|e| CaptureError::of("cannot attach the socket filter", e))?;
+            let Err(error) = socket.set_filter(program) else { continue };
+            // Programs count against net.core.optmem_max, the old one and the new one together.
+            if socket.set_filter(None).and_then(|()| socket.set_filter(program)).is_err() {
+                tracing::warn!(
+                    %error,
+                    "the kernel does not take the socket filter; filtering in user space alone \
+                     (net.core.optmem_max may be too small)"
+                );
+                self.detach()?;
+                return Ok(false);
+            }
+        }
+        Ok(program.is_some())
+    }
+
+    /// A filter that is no longer wanted must not stay: it would drop what is wanted now.
+    fn detach(&self) -> Result<(), CaptureError> {
+        for socket in [&self.destroys, &self.events].into_iter().flatten() {
+            socket.set_filter(None).map_err(|source| CaptureError::Fatal {
+                what: "cannot remove the socket filter",
+                source,
+            })?;
         }
         Ok(())
     }
@@ -118,16 +141,23 @@ impl Capture {
     /// Opens the sockets in the network namespace of the calling thread.
     pub fn new(config: CaptureConfig) -> Result<Self, CaptureError> {
         let wants = config.events;
-        let destroys =
-            wants.contains(Events::DESTROY).then(|| open(&config)).transpose()?.map(Arc::new);
+        let destroys = wants.contains(Events::DESTROY).then(open).transpose()?.map(Arc::new);
         let events = wants
             .intersects(Events::NEW | Events::UPDATE | Events::EXPECT)
-            .then(|| open(&config))
+            .then(open)
             .transpose()?
             .map(Arc::new);
         let sockets = Sockets { destroys, events };
         sockets.set_filter(config.filter.as_ref())?;
         let buffer = set_buffers(&sockets, config.receive_buffer)?;
+        let failed = |e| CaptureError::of("cannot read SO_MEMINFO", e);
+        let side = |socket: &Option<Arc<Socket>>, kinds| {
+            socket.clone().map(|socket| Side::new(socket, kinds)).transpose().map_err(failed)
+        };
+        // Before the first event, so that the first drop is counted.
+        let destroys = side(&sockets.destroys, GapKinds::DESTROY)?;
+        let events = side(&sockets.events, gap_kinds(wants))?;
+        let drops = destroys.as_ref().map_or(0, Side::drops);
         // DESTROY first: a flow that comes and goes while we join then has an end without a
         // beginning, as older flows have, and not a beginning without an end.
         if let Some(socket) = &sockets.destroys {
@@ -136,21 +166,9 @@ impl Capture {
         if let Some(socket) = &sockets.events {
             join(socket, &groups(wants))?;
         }
-        let failed = |e| CaptureError::of("cannot read SO_MEMINFO", e);
-        let side = |socket: &Option<Arc<Socket>>, kinds| {
-            socket.clone().map(|socket| Side::new(socket, kinds)).transpose().map_err(failed)
-        };
         let stats = Arc::<CaptureStats>::default();
-        let drops = match &sockets.destroys {
-            Some(socket) => socket.memory().map_err(failed)?.drops,
-            None => 0,
-        };
         Ok(Capture {
-            reader: Reader::new(
-                side(&sockets.destroys, GapKinds::DESTROY)?,
-                side(&sockets.events, gap_kinds(wants))?,
-                stats.clone(),
-            ),
+            reader: Reader::new(destroys, events, stats.clone()),
             reliable: config.reliable && sockets.destroys.is_some(),
             sockets,
             valve: config.valve,
@@ -198,8 +216,7 @@ impl Capture {
     }
 }
 
-fn open(config: &CaptureConfig) -> Result<Socket, CaptureError> {
-    debug_assert!(config.receive_buffer > 0);
+fn open() -> Result<Socket, CaptureError> {
     let socket =
         Socket::open().map_err(|e| CaptureError::of("cannot open a netfilter socket", e))?;
     socket
@@ -284,8 +301,9 @@ impl CaptureHandle {
         self.thread.is_finished()
     }
 
-    /// Replaces the filter in the kernel; on an error the old one may stay on one of the sockets.
-    pub fn set_filter(&self, program: Option<&Program>) -> Result<(), CaptureError> {
+    /// Replaces the filter in the kernel. False when none is there now, because none was given or
+    /// the kernel did not take it: user space filters in any case. The old one never stays.
+    pub fn set_filter(&self, program: Option<&Program>) -> Result<bool, CaptureError> {
         self.shared.sockets.set_filter(program)
     }
 
@@ -300,6 +318,7 @@ struct GuardKeeper {
     program: Option<PathBuf>,
     config: ValveConfig,
     running: Option<Guard>,
+    started: Instant,
     /// When the next start is due, while none runs.
     due: Instant,
     pause: Duration,
@@ -307,12 +326,15 @@ struct GuardKeeper {
 
 impl GuardKeeper {
     fn new(program: Option<PathBuf>, config: ValveConfig) -> Self {
-        GuardKeeper { program, config, running: None, due: Instant::now(), pause: GUARD_RETRY }
+        let now = Instant::now();
+        GuardKeeper { program, config, running: None, started: now, due: now, pause: GUARD_RETRY }
     }
 
-    /// Puts the next start off, each time twice as long.
+    /// Puts the next start off, each time twice as long, unless the last one worked for a while.
     fn put_off(&mut self) {
-        self.running = None;
+        if self.running.take().is_some() && self.started.elapsed() > GUARD_RETRY_MAX {
+            self.pause = GUARD_RETRY;
+        }
         self.due = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(GUARD_RETRY_MAX);
     }
@@ -428,6 +450,7 @@ impl Worker {
                 Ok(guard) => {
                     tracing::debug!(pid = guard.id(), "valve guard started");
                     keeper.running = Some(guard);
+                    keeper.started = Instant::now();
                     stats::add(&self.stats.guard_starts, 1);
                 }
                 Err(error) => {
@@ -460,10 +483,6 @@ impl Worker {
     fn follow(&mut self, report: Report) -> Result<(), RoundError> {
         match report.event {
             Event::Armed => {
-                if let Some(keeper) = &mut self.guard {
-                    // It works: the next failure is a new one.
-                    keeper.pause = GUARD_RETRY;
-                }
                 let gap = self.ledger.armed(report.reading, report.at);
                 self.tell(gap)?;
                 self.stats.reliable_active.store(true, Ordering::Relaxed);
@@ -568,32 +587,32 @@ impl Worker {
         self.tell(gap)
     }
 
-    /// Waits for what the kernel retained, in bounded time. True when some may still be.
+    /// Waits for what the kernel retained, in bounded time. True when some may still be: with the
+    /// socket closed the kernel forgets them, and nothing counts them.
     fn linger(&mut self) -> Result<bool, RoundError> {
         let end = Instant::now() + LINGER;
-        let mut quiet = Instant::now();
         loop {
             self.read_reports()?;
             let round = self.round()?;
-            let now = Instant::now();
-            let since_drop = self.moving.at.map(|at| now - at);
-            if !self.ledger.is_reliable() || since_drop.is_none_or(|since| since > RETAINED) {
-                // Nothing is retained: empty once is enough.
-                if !round.more {
-                    return Ok(false);
+            if round.more {
+                if Instant::now() >= end {
+                    return Ok(self.may_be_retained(&round));
                 }
-            } else if round.datagrams > 0 || since_drop.is_some_and(|since| since < LAST_RETRY) {
-                quiet = now;
-            } else if now - quiet >= LAST_RETRY {
+                continue;
+            }
+            if !self.may_be_retained(&round) || !socket::any_dying()? {
                 return Ok(false);
             }
-            if now >= end {
-                return Ok(self.ledger.is_reliable());
+            if Instant::now() >= end {
+                return Ok(true);
             }
-            if !round.more {
-                std::thread::sleep(NAP);
-            }
+            std::thread::sleep(LINGER_NAP);
         }
+    }
+
+    fn may_be_retained(&self, round: &Round) -> bool {
+        let Some(since) = self.moving.at.map(|at| at.elapsed()) else { return false };
+        self.ledger.is_reliable() && since < RETAINED && (since < NOT_OURS || round.datagrams > 0)
     }
 
     fn tell_retained(&mut self) -> Result<(), RoundError> {

@@ -17,12 +17,13 @@ const CREATIONS_PER_SECOND: u64 = 2_000_000;
 /// full is guessed too short rather than too long.
 const LARGE_TRUESIZE: u64 = 2048;
 
-/// Retained entries are tried again, and the drop counter moves, every 10 ms
-/// (`ECACHE_RETRY_JIFFIES`): no movement for five times that means that none waits.
-const RETRY_MEMORY: Duration = Duration::from_millis(50);
+/// Retained entries are tried again a second after the first failure (`HZ` in
+/// nf_conntrack_ecache_work), then every 10 ms (`ECACHE_RETRY_JIFFIES`), and each try that fails moves
+/// the drop counter: no movement for longer than that means that none waits.
+const RETRY_MEMORY: Duration = Duration::from_millis(1500);
 
-/// Between looks: not longer, so that a wrong guess is seen soon; not shorter, because freeing takes
-/// up to 10 ms anyway and looking costs some microseconds.
+/// Between looks: not longer, so that a wrong guess is seen soon; not shorter, because a look costs
+/// some microseconds and 2 ms are 4,000 entries at most.
 pub(super) const LONGEST_LOOK: Duration = Duration::from_millis(250);
 pub(super) const SHORTEST_LOOK: Duration = Duration::from_millis(2);
 
@@ -38,8 +39,8 @@ pub struct ValveConfig {
 }
 
 impl Default for ValveConfig {
-    /// 10 % of the default limit, 262,144, is 13 ms of creations at the highest rate assumed: the
-    /// kernel's 10 ms until it frees what waits, and a look.
+    /// 10 % of the default limit, 262,144, is 13 ms of creations at the highest rate assumed: time for
+    /// a look, and for the kernel to free what waits, which the next DESTROY of any flow sets off.
     fn default() -> Self {
         ValveConfig { open_percent: 90, close_percent: 70, dwell: Duration::from_secs(1) }
     }
@@ -217,14 +218,14 @@ mod tests {
         let mut valve = armed();
         let retry = Observation { drops: 1, ..seen(10, 80_000) };
         assert_eq!(valve.look(&retry), Action::Keep);
-        assert_eq!(valve.look(&Observation { drops: 1, ..seen(59, 95_000) }), Action::Open);
+        assert_eq!(valve.look(&Observation { drops: 1, ..seen(1509, 95_000) }), Action::Open);
     }
 
     #[test]
     fn retries_long_ago_do_not_open_it() {
         let mut valve = armed();
         assert_eq!(valve.look(&Observation { drops: 1, ..seen(10, 80_000) }), Action::Keep);
-        assert_eq!(valve.look(&Observation { drops: 1, ..seen(60, 95_000) }), Action::Keep);
+        assert_eq!(valve.look(&Observation { drops: 1, ..seen(1510, 95_000) }), Action::Keep);
     }
 
     #[test]

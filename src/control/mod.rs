@@ -12,10 +12,12 @@ mod host;
 mod netlink;
 #[cfg(test)]
 mod scripted;
+mod snapshot;
 mod tracking;
 
 pub use conntrack::{Control, DUMP_BATCH, DumpEnd, Family, Incomplete};
 pub use error::Error;
 pub use findings::{Code, Finding, Remedy, Severity, findings};
 pub use host::{Access, Facts, Tracked, setting};
+pub use snapshot::{push, snapshot};
 pub use tracking::{Tracking, enable_tracking};

@@ -7,6 +7,8 @@ pub mod fields;
 mod gap;
 mod id;
 mod record;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use community_id::CommunityId;
 pub use fields::FieldSet;

@@ -200,3 +200,103 @@ fn escape(text: &[u8], out: &mut Vec<u8>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use serde_json::{Map, Value};
+
+    use super::*;
+    use crate::flow::fields::{FIELDS, FieldType};
+    use crate::flow::testing::{any_record, identity, masqueraded};
+    use crate::flow::{Identity, Record};
+
+    fn line(fields: FieldSet, identity: &Identity, record: &Record) -> String {
+        let mut out = Vec::new();
+        Json::new(fields).line(View { identity, seq: 7, record }, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn object(line: &str) -> Map<String, Value> {
+        serde_json::from_str(line).unwrap()
+    }
+
+    #[test]
+    fn a_masqueraded_flow_reads_as_the_documentation_shows_it() {
+        insta::assert_snapshot!(line(FieldSet::FULL, &identity(), &masqueraded()));
+    }
+
+    #[test]
+    fn text_that_is_no_word_is_escaped() {
+        let identity = Identity { agent: "a\"b\\c\n\u{1}é".to_owned(), ..identity() };
+        let object = object(&line(FieldSet::FULL, &identity, &masqueraded()));
+        assert_eq!(object["agent"], identity.agent);
+    }
+
+    fn fits(ty: FieldType, value: &Value) -> bool {
+        match ty {
+            FieldType::Uint => value.is_u64(),
+            FieldType::Int => value.is_i64() || value.is_u64(),
+            FieldType::Time => {
+                value.as_str().is_some_and(|text| text.parse::<jiff::Timestamp>().is_ok())
+            }
+            FieldType::Ip => {
+                value.as_str().is_some_and(|text| text.parse::<std::net::IpAddr>().is_ok())
+            }
+            FieldType::Text => value.is_string(),
+            FieldType::Hash => value
+                .as_str()
+                .is_some_and(|text| text.len() == 16 && u64::from_str_radix(text, 16).is_ok()),
+            FieldType::Flag => value.is_boolean(),
+            FieldType::Words => {
+                value.as_array().is_some_and(|list| list.iter().all(Value::is_string))
+            }
+            FieldType::Numbers => {
+                value.as_array().is_some_and(|list| list.iter().all(Value::is_u64))
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_record_is_one_line_of_json_with_the_tables_types(record in any_record()) {
+            let text = line(FieldSet::FULL, &identity(), &record);
+            prop_assert_eq!(text.matches('\n').count(), 1);
+            prop_assert_eq!(&text[text.len() - 2..], "}\n");
+            for (name, value) in object(&text) {
+                let field = FIELDS.iter().find(|field| field.name == name).unwrap();
+                prop_assert!(fits(field.ty, &value), "{}: {}", name, value);
+            }
+            // No key stands twice: a map would hide it.
+            let keys = FIELDS.iter().map(|field| text.matches(field.json_key).count());
+            prop_assert_eq!(keys.sum::<usize>() + 1, object(&text).len());
+        }
+
+        #[test]
+        fn a_selection_leaves_fields_out_and_changes_none(
+            record in any_record(), picked in proptest::sample::subsequence(
+                FIELDS.iter().map(|field| field.name).collect::<Vec<_>>(), 0..FIELDS.len())
+        ) {
+            let full = object(&line(FieldSet::FULL, &identity(), &record));
+            let set = FieldSet::list(picked.iter().copied()).unwrap();
+            let some = object(&line(set, &identity(), &record));
+            for (name, value) in &some {
+                prop_assert_eq!(Some(value), full.get(name));
+            }
+            for name in picked {
+                prop_assert_eq!(some.contains_key(name), full.contains_key(name));
+            }
+        }
+
+        #[test]
+        fn the_audit_selection_never_tells_a_destination(record in any_record()) {
+            let object = object(&line(FieldSet::audit(), &identity(), &record));
+            let keys: BTreeSet<_> = object.keys().map(String::as_str).collect();
+            for key in ["dst_ip", "dst_port", "nat_dst_ip", "community_id", "master_dst_ip"] {
+                prop_assert!(!keys.contains(key));
+            }
+        }
+    }
+}

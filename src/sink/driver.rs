@@ -496,3 +496,6 @@ enum Gathered {
     Nothing,
     End,
 }
+
+#[cfg(test)]
+mod tests;

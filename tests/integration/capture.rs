@@ -1,7 +1,12 @@
 //! Capture on real conntrack events.
+#![allow(clippy::unwrap_used)] // Tests may, and so may what they share.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,6 +18,7 @@ use conntrail::flow::{Gap, GapCause, GapKinds, Precision};
 use crate::lab::generator::{Flows, Generator};
 use crate::lab::limit::HostLimit;
 use crate::lab::netns::Netns;
+use crate::lab::sys::{GROUP_DESTROY, NetlinkSocket};
 
 const QUEUE: usize = 256 << 20;
 
@@ -249,14 +255,14 @@ fn the_kernel_drops_what_the_filter_excludes_and_takes_another_filter() {
     live.wait_until("256 datagrams", || {
         live.handle.stats().events.datagrams.load(Ordering::Relaxed) == 256
     });
-    live.handle.set_filter(udp.compile().as_ref()).unwrap();
+    assert!(live.handle.set_filter(udp.compile().as_ref()).unwrap());
     let tcp = Flows { proto: 6, ..Flows::default() };
     live.generator.insert(&tcp, 1000..1100).unwrap();
     live.generator.insert(&Flows::default(), 2000..2010).unwrap();
     live.wait_until("10 more", || {
         live.handle.stats().events.datagrams.load(Ordering::Relaxed) == 266
     });
-    live.handle.set_filter(None).unwrap();
+    assert!(!live.handle.set_filter(None).unwrap());
     live.generator.insert(&tcp, 3000..3005).unwrap();
     let seen = live.finish();
     let flows: Vec<u32> = seen.events.iter().map(|(_, flow)| *flow).collect();
@@ -286,4 +292,236 @@ fn only_the_wanted_groups_are_joined() {
         ((Events::DESTROY.bits(), Kind::Destroy), 100),
     ]);
     assert_eq!(kinds, wanted);
+}
+
+/// Guards that run in this namespace.
+fn guards(netns: &Netns) -> Vec<i32> {
+    use std::os::unix::fs::MetadataExt;
+    let namespace = std::fs::metadata(format!("/run/netns/{}", netns.name())).unwrap().ino();
+    let mut guards = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let Ok(pid) = entry.unwrap().file_name().to_string_lossy().parse::<i32>() else { continue };
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let inode = std::fs::metadata(format!("/proc/{pid}/ns/net")).map(|meta| meta.ino());
+        if command.windows(11).any(|part| part == b"valve-guard") && inode.ok() == Some(namespace) {
+            guards.push(pid);
+        }
+    }
+    guards
+}
+
+#[test]
+fn the_valve_opens_before_the_table_is_full_and_closes_again() {
+    if !can_run("the_valve_opens_before_the_table_is_full_and_closes_again") {
+        return;
+    }
+    const LIMIT: u32 = 40_000;
+    const FLOWS: u32 = LIMIT * 95 / 100;
+    const MORE: u32 = 10_000;
+    let _limit = HostLimit::exactly(u64::from(LIMIT)).unwrap();
+    let mut live = Live::start(reliable(Events::DESTROY, 64 << 10), 16 << 10);
+    live.generator.insert(&Flows::default(), 0..FLOWS).unwrap();
+    // Nobody reads: the entries stay in the table, until the valve opens.
+    live.generator.flush().unwrap();
+    live.wait_until("the table is free again", || live.netns.conntrack_count().unwrap() < 1000);
+    let report = live.generator.insert(&Flows::default(), FLOWS..FLOWS + MORE).unwrap();
+    assert_eq!((report.done, report.refused.len()), (u64::from(MORE), 0));
+    // Reading goes on: there is room again, and the valve closes.
+    let mut seen = Seen::default();
+    let stats = live.handle.stats();
+    live.wait_until("the valve is closed", || {
+        while let Some(item) = live.rx.pop(Duration::from_millis(1)).unwrap() {
+            seen.take(item);
+        }
+        seen.valve.last() == Some(&false)
+    });
+    assert!(stats.reliable_active.load(Ordering::Relaxed));
+    assert_eq!(stats.valve_opens.load(Ordering::Relaxed), 1);
+    live.generator.flush().unwrap();
+    let rest = live.finish();
+    assert_eq!(seen.valve, [true, false]);
+    assert!(rest.valve.is_empty());
+    assert_eq!(rest.gaps, []);
+    let received = seen.count(Kind::Destroy) + rest.count(Kind::Destroy);
+    let lost = seen.lost(GapKinds::DESTROY);
+    let sent = u64::from(FLOWS + MORE);
+    assert!(lost > 0 && seen.gaps.iter().all(|gap| gap.cause == GapCause::Valve));
+    if seen.gaps.iter().all(|gap| gap.precision == Precision::Exact) {
+        assert_eq!(received + lost, sent);
+    } else {
+        // Drops while it was switched: a few, at most one look's worth.
+        assert!((sent..sent + 1000).contains(&(received + lost)), "{received} + {lost}");
+    }
+}
+
+#[test]
+fn a_guard_that_is_killed_is_recorded_and_replaced() {
+    if !can_run("a_guard_that_is_killed_is_recorded_and_replaced") {
+        return;
+    }
+    let _limit = HostLimit::at_least(400_000).unwrap();
+    let live = Live::start(reliable(Events::DESTROY, 8 << 20), QUEUE);
+    let first = guards(&live.netns);
+    assert_eq!(first.len(), 1);
+    kill(first[0]);
+    let stats = live.handle.stats();
+    live.wait_until("another guard is at work", || {
+        stats.guard_starts.load(Ordering::Relaxed) == 2
+            && stats.reliable_active.load(Ordering::Relaxed)
+    });
+    let second = guards(&live.netns);
+    assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
+    let seen = live.finish();
+    assert_eq!(seen.valve, [true, false]);
+    assert_eq!(seen.gaps, []);
+    assert!(!std::path::Path::new(&format!("/proc/{}", second[0])).exists());
+}
+
+fn kill(pid: i32) {
+    use nix::sys::signal::{Signal, kill};
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+/// What the valve and the end of capture are built on.
+#[test]
+fn the_kernel_retries_after_a_second_and_then_every_ten_milliseconds_one_entry_at_a_time() {
+    if !can_run("the_kernel_retries") {
+        return;
+    }
+    const FLOWS: u32 = 5000;
+    let _limit = HostLimit::at_least(400_000).unwrap();
+    let netns = Netns::new("retries").unwrap();
+    netns.enable_tracking().unwrap();
+    let listener = netns.run(|| NetlinkSocket::listen(&[GROUP_DESTROY], 32 << 10)).unwrap();
+    listener.set_netlink(libc::NETLINK_NO_ENOBUFS, 1).unwrap();
+    listener.set_netlink(libc::NETLINK_BROADCAST_ERROR, 1).unwrap();
+    let mut generator = Generator::new(&netns).unwrap();
+    generator.insert(&Flows::default(), 0..FLOWS).unwrap();
+    generator.flush().unwrap();
+    let flushed = Instant::now();
+    let first = listener.drops().unwrap();
+    while listener.drops().unwrap() == first {
+        assert!(flushed.elapsed() < Duration::from_secs(5), "never retried");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let began = flushed.elapsed();
+    assert!((500..1500).contains(&began.as_millis()), "first retry after {began:?}");
+    let (before, start) = (listener.drops().unwrap(), Instant::now());
+    std::thread::sleep(Duration::from_millis(500));
+    let tries = f64::from(listener.drops().unwrap() - before);
+    let pause = start.elapsed().as_secs_f64() / tries;
+    // A jiffy more or less; each try stops at its first failure, so it counts one.
+    assert!((0.008..0.025).contains(&pause), "a try each {pause} s");
+    let waiting = netns.conntrack_count().unwrap();
+    assert!(waiting > u64::from(FLOWS) * 9 / 10);
+    let before = listener.drops().unwrap();
+    listener.set_netlink(libc::NETLINK_BROADCAST_ERROR, 0).unwrap();
+    let released = Instant::now();
+    while netns.conntrack_count().unwrap() > 0 {
+        assert!(released.elapsed() < Duration::from_secs(1), "not freed");
+    }
+    let counted = u64::from(listener.drops().unwrap() - before);
+    // One try may have been made before the release.
+    assert!((waiting..=waiting + 1).contains(&counted), "{counted} of {waiting} counted");
+    eprintln!("first retry {began:?}, then each {pause:.4} s, freed in {:?}", released.elapsed());
+}
+
+/// A guard of its own, and the two ends that its agent would have.
+struct LoneGuard {
+    child: Child,
+    reports: ChildStdout,
+}
+
+impl LoneGuard {
+    fn start(netns: &Netns, stdout: Stdio) -> (Child, NetlinkSocket) {
+        let socket = netns.run(|| NetlinkSocket::listen(&[GROUP_DESTROY], 64 << 10)).unwrap();
+        socket.set_netlink(libc::NETLINK_NO_ENOBUFS, 1).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conntrail"));
+        command
+            .args(["valve-guard", "90", "70", "1000"])
+            .stdin(socket.as_fd().try_clone_to_owned().unwrap())
+            .stdout(stdout)
+            .process_group(0);
+        (netns.spawn(&mut command).unwrap(), socket)
+    }
+
+    fn new(netns: &Netns) -> (Self, NetlinkSocket) {
+        let (mut child, socket) = Self::start(netns, Stdio::piped());
+        let reports = child.stdout.take().unwrap();
+        (LoneGuard { child, reports }, socket)
+    }
+
+    fn report(&mut self) -> u32 {
+        let mut report = [0; 40];
+        self.reports.read_exact(&mut report).unwrap();
+        u32::from_ne_bytes(report[..4].try_into().unwrap())
+    }
+}
+
+fn wait_for_exit(child: &mut Child) -> std::process::ExitStatus {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > end {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("the guard does not exit");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_guard_outlives_stop_signals_and_goes_with_its_agent() {
+    if !can_run("the_guard_outlives_stop_signals_and_goes_with_its_agent") {
+        return;
+    }
+    use nix::sys::signal::{Signal, kill};
+    let netns = Netns::new("guard").unwrap();
+    let (mut guard, _socket) = LoneGuard::new(&netns);
+    assert_eq!(guard.report(), 1, "armed");
+    let pid = nix::unistd::Pid::from_raw(guard.child.id() as i32);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        kill(pid, signal).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(guard.child.try_wait().unwrap().is_none(), "a signal ended it");
+    let started = Instant::now();
+    drop(guard.reports);
+    assert!(wait_for_exit(&mut guard.child).success());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_guard_that_cannot_report_leaves_reliable_mode_off() {
+    if !can_run("a_guard_that_cannot_report_leaves_reliable_mode_off") {
+        return;
+    }
+    let netns = Netns::new("guard").unwrap();
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+    while writer.write(&[0; 4096]).is_ok() {}
+    let (mut child, socket) = LoneGuard::start(&netns, Stdio::from(writer));
+    assert!(!wait_for_exit(&mut child).success());
+    assert!(!is_reliable(&socket));
+}
+
+#[allow(unsafe_code)] // getsockopt: std has none.
+fn is_reliable(socket: &NetlinkSocket) -> bool {
+    let (mut value, mut len) = (7i32, 4u32);
+    // SAFETY: at most `len` bytes are written into `value`.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_BROADCAST_ERROR,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(done, 0);
+    value != 0
 }

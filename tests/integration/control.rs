@@ -6,9 +6,10 @@ use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use conntrail::capture::RawBatch;
+use conntrail::capture::{Item, RawBatch, queue};
 use conntrail::control::{
-    Code, Control, Error, Facts, Family, Tracked, enable_tracking, findings, setting,
+    Code, Control, Error, Facts, Family, Incomplete, Tracked, enable_tracking, findings, setting,
+    snapshot,
 };
 use conntrail::ctnetlink::{CpuStats, Event, Tally, Tuple, TupleParts, decode_conn, messages};
 
@@ -92,6 +93,65 @@ fn a_dump_gives_every_entry_once_and_says_that_it_is_complete() -> Result<()> {
     }
     assert!(v6.complete());
     assert_eq!(v6.entries, 100);
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_waits_for_a_full_queue_and_ends_with_its_end() -> Result<()> {
+    const FLOWS: u32 = 20_000;
+    if !possible("snapshot", &[]) {
+        return Ok(());
+    }
+    let (_limit, netns, _generator) = filled("snapshot", FLOWS)?;
+    // Room for one batch and a half, some 30 times less than the dump.
+    let bound = conntrail::control::DUMP_BATCH * 3 / 2;
+    let (sender, receiver) = queue(bound);
+    let gauge = sender.queue();
+    let (entries, complete, fullest) = std::thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let (mut entries, mut complete, mut fullest) = (0, None, 0);
+            while let Ok(item) = receiver.pop(Duration::from_secs(10)) {
+                assert_eq!(complete, None, "nothing comes after the end");
+                fullest = fullest.max(gauge.bytes());
+                match item {
+                    Some(Item::Snapshot(batch)) => {
+                        entries += batch.iter().count();
+                        receiver.recycle(batch);
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    Some(Item::SnapshotEnd { complete: whole, .. }) => complete = Some(whole),
+                    other => panic!("{other:?}"),
+                }
+            }
+            (entries, complete, fullest)
+        });
+        let end = inside(&netns, async move || {
+            let mut control = Control::connect()?;
+            snapshot(&mut control, &sender).await
+        });
+        let end = end.expect("the namespace can be dumped");
+        assert!(end.complete() && end.entries == u64::from(FLOWS), "{end:?}");
+        reader.join().expect("the reader does not panic")
+    });
+    assert_eq!((entries, complete), (FLOWS as usize, Some(true)));
+    assert!(fullest <= bound, "{fullest}");
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_stops_when_nobody_takes_it() -> Result<()> {
+    if !possible("closed snapshot", &[]) {
+        return Ok(());
+    }
+    let (_limit, netns, _generator) = filled("closed", 2000)?;
+    let (sender, receiver) = queue(1 << 20);
+    drop(receiver);
+    let end = inside(&netns, async move || {
+        let mut control = Control::connect()?;
+        snapshot(&mut control, &sender).await
+    })?;
+    assert!(matches!(end.why, Some(Incomplete::Stopped)), "{end:?}");
+    assert!(end.entries < 2000, "{end:?}");
     Ok(())
 }
 

@@ -1,9 +1,13 @@
-//! Tests against this host's kernel, in network namespaces of their own. They need root and say so.
-//! One program for all: each further one would link everything again.
+//! One program for all integration tests: each further one would link everything again.
+//!
+//! They work on this host's kernel, in network namespaces of their own. Without root, or a program
+//! that they need, they say what they skipped; with CONNTRAIL_REQUIRE_ALL=1 they fail instead.
 
 #[path = "../lab/mod.rs"]
 mod lab;
 
 mod capture;
 mod cli;
+mod codec;
 mod control;
+mod file_sink;

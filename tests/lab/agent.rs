@@ -225,3 +225,58 @@ fn peak_rss_kib(pid: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(netns: &Netns, script: &str) -> AgentProcess {
+        AgentProcess::start_with(netns, Output::Kept, |_| {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(script);
+            Ok(command)
+        })
+        .expect("sh starts")
+    }
+
+    #[test]
+    fn one_that_ends_before_it_is_ready_is_an_error_with_its_words() {
+        let netns = Netns::new("agent").expect("a namespace");
+        let mut process = shell(&netns, "echo no privilege >&2; exit 77");
+        let error = process.wait_ready(Duration::from_secs(5)).expect_err("it never was ready");
+        assert!(error.to_string().contains("no privilege"), "{error}");
+        assert_eq!(process.wait(Duration::ZERO).expect("it has ended").status.code(), Some(77));
+    }
+
+    #[test]
+    fn it_runs_inside_takes_signals_and_its_cost_includes_its_children() {
+        let netns = Netns::new("agent").expect("a namespace");
+        let work = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        let script =
+            format!("readlink /proc/self/ns/net; sh -c '{work}'; echo done; exec sleep 60");
+        let mut process = shell(&netns, &script);
+        let until = Instant::now() + Duration::from_secs(20);
+        while !process.stdout().expect("a file").contains("done") {
+            assert!(Instant::now() < until, "the work is never done");
+            std::thread::sleep(POLL);
+        }
+        let inside = netns.run(|| fs::read_link("/proc/thread-self/ns/net")).expect("a link");
+        assert!(process.stdout().expect("a file").contains(&*inside.to_string_lossy()));
+        let ended = process.terminate(Duration::from_secs(5)).expect("an end");
+        assert_eq!(ended.status.code(), None);
+        // The counting child needs far more than two shells that only start.
+        assert!(ended.usage.cpu > Duration::from_millis(20), "{ended:?}");
+        assert!(ended.usage.peak_rss_kib > 100, "{ended:?}");
+        assert!(process.signal(Signal::SIGTERM).is_err());
+    }
+
+    #[test]
+    fn drop_ends_it() {
+        let netns = Netns::new("agent").expect("a namespace");
+        let process = shell(&netns, "exec sleep 60");
+        let (pid, dir) = (process.pid(), process.dir().to_owned());
+        drop(process);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        assert!(!dir.exists());
+    }
+}

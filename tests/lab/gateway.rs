@@ -523,7 +523,86 @@ fn serve_datagrams(socket: &UdpSocket, stop: &AtomicBool) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::process::Command;
+
     use super::*;
+    use crate::lab::limit::HostLimit;
+
+    /// What `conntrack -L` prints of a flow, without state, time-out and mark.
+    fn listed(flow: &Planned) -> String {
+        let (src, dst) = (flow.src, flow.dst);
+        let (back_src, back_dst) = (flow.nat_dst.unwrap_or(dst), flow.nat_src.unwrap_or(src));
+        let tuple = |src: Endpoint, dst: Endpoint, reply: bool| {
+            let rest = match (flow.icmp, flow.proto) {
+                (Some((8, code, id)), _) if reply => format!(" type=0 code={code} id={id}"),
+                (Some((128, code, id)), _) if reply => format!(" type=129 code={code} id={id}"),
+                (Some((kind, code, id)), _) => format!(" type={kind} code={code} id={id}"),
+                (None, GRE) => " srckey=0x0 dstkey=0x0".to_owned(),
+                (None, EXPERIMENT) => String::new(),
+                (None, _) => format!(" sport={} dport={}", src.port, dst.port),
+            };
+            format!("src={} dst={}{rest}", src.ip, dst.ip)
+        };
+        let count = |count: Count| format!("packets={} bytes={}", count.packets, count.bytes);
+        let (there, back) = (tuple(src, dst, false), tuple(back_src, back_dst, true));
+        match flow.counts {
+            Some((original, reply)) => {
+                format!("{} {there} {} {back} {}", flow.proto, count(original), count(reply))
+            }
+            None => format!(
+                "{} {} {there} {back}",
+                flow.proto,
+                flow.tcp_state.unwrap_or("").to_uppercase()
+            ),
+        }
+    }
+
+    /// The same of a line of `conntrack -L`.
+    fn normalised(line: &str) -> String {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let tcp = words[1] == "6";
+        let wanted = |word: &&&str| {
+            let (name, _) = word.split_once('=').unwrap_or((word, ""));
+            match name {
+                "src" | "dst" | "sport" | "dport" | "type" | "code" | "id" | "srckey"
+                | "dstkey" => true,
+                "packets" | "bytes" => !tcp,
+                _ => tcp && !word.contains(['=', '[']) && word.parse::<u32>().is_err(),
+            }
+        };
+        let rest: Vec<&str> = words[2..].iter().filter(wanted).copied().collect();
+        format!("{} {}", words[1], rest.join(" "))
+    }
+
+    #[test]
+    fn every_driven_flow_stands_in_the_table_as_planned_and_nothing_else() {
+        let _limit = HostLimit::at_least(10_000).expect("the limit");
+        let lab = Gateway::new().expect("a gateway");
+        let driven = lab.mixed(2000).expect("traffic");
+        let mut table = BTreeSet::new();
+        for family in ["ipv4", "ipv6"] {
+            let mut list = Command::new("conntrack");
+            let text = lab.gateway.output(list.args(["-L", "-f", family])).expect("conntrack -L");
+            table.extend(text.lines().map(normalised));
+        }
+        // A flow whose only answer was a reset has been removed at once.
+        let stay = driven.iter().filter(|flow| flow.kind != Kind::TcpRefused);
+        let plan: BTreeSet<String> = stay.map(listed).collect();
+        let missing: Vec<_> = plan.difference(&table).collect();
+        let extra: Vec<_> = table.difference(&plan).collect();
+        assert!(missing.is_empty() && extra.is_empty(), "missing {missing:#?}, extra {extra:#?}");
+        assert!(plan.len() > 1900, "{} flows", plan.len());
+    }
+
+    #[test]
+    fn flows_end_by_themselves_when_time_outs_are_short() {
+        let _limit = HostLimit::at_least(10_000).expect("the limit");
+        let lab = Gateway::new().expect("a gateway");
+        lab.short_timeouts().expect("sysctls");
+        lab.mixed(100).expect("traffic");
+        lab.wait_for_ends(Duration::from_secs(10)).expect("all ended");
+    }
 
     #[test]
     fn crc32c_gives_the_published_check_value() {

@@ -204,6 +204,11 @@ impl Generator {
     /// Lists the whole table and throws the list away; gives its length. While it lists, the
     /// kernel removes entries whose time is over.
     pub(crate) fn dump(&mut self) -> Result<u64> {
+        self.dump_each(|_| {})
+    }
+
+    /// Lists the whole table: calls `entry` with each message, header included.
+    pub(crate) fn dump_each(&mut self, mut entry: impl FnMut(&[u8])) -> Result<u64> {
         let Worker { socket, batch, sequence, answer } = &mut self.sockets[0];
         batch.clear();
         *sequence += 1;
@@ -215,7 +220,10 @@ impl Generator {
             let length = socket.receive(answer, 0)?;
             for message in messages(&answer[..length]) {
                 match Header::parse(message).map(|header| header.kind) {
-                    Some(IPCTNL_MSG_CT_NEW) => entries += 1,
+                    Some(IPCTNL_MSG_CT_NEW) => {
+                        entry(message);
+                        entries += 1;
+                    }
                     Some(NLMSG_DONE) => return Ok(entries),
                     kind => return Err(format!("a dump with a message of type {kind:?}").into()),
                 }
@@ -422,6 +430,13 @@ mod tests {
         ] {
             assert!(v4.contains(expected), "{expected}\nnot in\n{v4}");
         }
+        // The kernel ignores labels that it has no room for, and says nothing.
+        let label = [20, 0, CTA_LABELS as u8, 0, 0b10, 0];
+        let mut labelled = 0;
+        generator
+            .dump_each(|entry| labelled += entry.windows(6).filter(|at| *at == label).count())
+            .expect("dump");
+        assert_eq!(labelled, 1);
         let v6 = list(&netns, "ipv6");
         let expected = "src=2001:db8::a00:0 dst=2001:db8::c612:1 sport=1024 dport=443";
         assert!(v6.contains(expected), "{expected}\nnot in\n{v6}");

@@ -5,17 +5,19 @@
 #[path = "mod.rs"]
 mod lab;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
-use lab::floor;
+use lab::bench::{self, Options};
 use lab::gateway::Gateway;
 use lab::generator::{BATCH, Flows, Generator};
 use lab::limit::HostLimit;
-use lab::netns::Netns;
+use lab::netns::{self, Netns};
 use lab::probe::{self, Sample, WAYS};
+use lab::{demo, floor};
 
 /// Network namespaces, load and measures for conntrail. Needs root.
 #[derive(Debug, Parser)]
@@ -53,12 +55,33 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         flows: usize,
     },
+    /// Shows the agent on a NAT gateway with real traffic, and checks what it wrote.
+    Demo {
+        /// The conntrail program.
+        #[arg(long)]
+        agent: PathBuf,
+    },
+    /// Measures the agent against the floor and against what else is installed.
+    Bench {
+        /// The conntrail program.
+        #[arg(long)]
+        agent: PathBuf,
+        #[arg(long, default_value_t = 500_000)]
+        flows: u32,
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+        runs: u16,
+        /// Also writes the result to this file, as one line of JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Removes the namespaces of lab programs that were killed.
+    Clean,
     /// Compares ways of reading events, all on the same storm.
     Probe {
         #[arg(long, default_value_t = 500_000)]
         flows: u32,
-        #[arg(long, default_value_t = 3)]
-        runs: usize,
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+        runs: u16,
         #[arg(long, default_value_t = 64)]
         buffer: usize,
         #[arg(long, default_value_t = 1)]
@@ -85,10 +108,24 @@ fn run(command: Command) -> lab::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Traffic { flows } => traffic(flows),
+        Command::Clean => {
+            for name in netns::remove_abandoned()? {
+                println!("removed {name}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo { agent } => Ok(code(demo::run(&agent)?)),
+        Command::Bench { agent, flows, runs, json } => {
+            Ok(code(bench::run(&Options { agent, flows, runs: runs.into(), json })?))
+        }
         Command::Probe { flows, runs, buffer, threads } => {
-            compare(flows, runs, buffer << 20, threads)
+            compare(flows, runs.into(), buffer << 20, threads)
         }
     }
+}
+
+fn code(passed: bool) -> ExitCode {
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn storm(flows: u32, batch: u32, threads: usize) -> lab::Result<ExitCode> {

@@ -10,8 +10,12 @@
 
 // Each of the two programs that include this module uses another part of it.
 #![allow(dead_code)]
+// `demo` and `bench` talk to people at a terminal.
+#![allow(clippy::print_stdout)]
 
 pub(crate) mod agent;
+pub(crate) mod bench;
+pub(crate) mod demo;
 pub(crate) mod floor;
 pub(crate) mod gateway;
 pub(crate) mod generator;
@@ -19,6 +23,7 @@ pub(crate) mod limit;
 pub(crate) mod message;
 pub(crate) mod netns;
 pub(crate) mod probe;
+pub(crate) mod records;
 pub(crate) mod sys;
 pub(crate) mod traffic;
 

@@ -4,12 +4,16 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sched::{CloneFlags, setns};
 
 use super::Result;
+
+/// Starts the name of each namespace; the pid follows.
+const PREFIX: &str = "conntrail-lab-";
 
 /// Distinguishes the namespaces of one process; the pid distinguishes processes.
 static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -25,7 +29,7 @@ impl Netns {
     /// A new namespace with loopback up. `role` is for people who read `ip netns list`.
     pub(crate) fn new(role: &str) -> Result<Self> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("conntrail-{}-{number}-{role}", std::process::id());
+        let name = format!("{PREFIX}{}-{number}-{role}", std::process::id());
         output(Command::new("ip").args(["netns", "add", &name]))?;
         let file = match File::open(format!("/run/netns/{name}")) {
             Ok(file) => file,
@@ -35,6 +39,9 @@ impl Netns {
             }
         };
         let netns = Self { name, file };
+        // Else a link's own addresses are unusable for a second or two, first packets are sent
+        // again, and counters are not what the plan says.
+        netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
         netns.ip("link set lo up")?;
         Ok(netns)
     }
@@ -151,6 +158,21 @@ impl Drop for Netns {
     }
 }
 
+/// Removes namespaces of lab programs that were killed before they could do it themselves. Gives
+/// their names.
+pub(crate) fn remove_abandoned() -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir("/run/netns")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            output(Command::new("ip").args(["netns", "del", &name]))?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}
+
 /// Takes the thread back to its namespace.
 struct Return {
     home: File,
@@ -186,4 +208,27 @@ fn output(command: &mut Command) -> Result<String> {
         return Err(format!("{command:?}: {}: {}", done.status, complaint.trim()).into());
     }
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_inside_returns_the_thread_and_removes_the_namespace() {
+        let here = || fs::read_link("/proc/thread-self/ns/net").expect("a link");
+        let (home, back) = (here(), here());
+        let netns = Netns::new("panic").expect("a namespace");
+        let path = Path::new("/run/netns").join(netns.name());
+        assert!(path.exists());
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            netns.run(|| {
+                assert_ne!(here(), home);
+                panic!("as a failing test does");
+            })
+        }));
+        assert!(caught.is_err());
+        assert!(!path.exists());
+        assert_eq!(here(), back);
+    }
 }

@@ -1,5 +1,10 @@
 //! Measures ways of reading the two event sockets against the floor, on the same storm: the
 //! figures that say how the capture thread should read.
+//!
+//! On 6.18 and two cores, 500,000 flows, medians of five, µs of CPU an event: the floor 1.76; a
+//! non-blocking `recv` and 2 ms of sleep 0.98, 5 ms 1.08, 10 ms 1.16; `recvmmsg` and 2 ms 0.94 to
+//! 0.97 with slots of 4 KiB or 512 bytes. All delivered everything. So: 2 ms, and `recvmmsg` is
+//! not worth its code.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
