@@ -115,6 +115,14 @@ fn a_file_that_cannot_be_read_ends_with_78() {
 }
 
 #[test]
+fn a_wrong_log_setting_is_said_and_ends_with_64() {
+    let output =
+        Command::new(PROGRAM).arg("run").env("CONNTRAIL_LOG", "conntrail=loud").output().unwrap();
+    assert_eq!(code(&output), 64);
+    assert!(stderr(&output).starts_with("conntrail: CONNTRAIL_LOG: "), "{}", stderr(&output));
+}
+
+#[test]
 fn check_prints_what_it_can_read_itself() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
