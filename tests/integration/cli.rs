@@ -4,8 +4,17 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::netns::Netns;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_conntrail");
 const COMMANDS: &[&str] =
@@ -103,6 +112,14 @@ fn a_file_that_cannot_be_read_ends_with_78() {
     let output = conntrail(["check", "--config", "/nonexistent/conntrail.toml"]);
     assert_eq!(code(&output), 78);
     assert!(stderr(&output).starts_with("/nonexistent/conntrail.toml: No such file"));
+}
+
+#[test]
+fn a_wrong_log_setting_is_said_and_ends_with_64() {
+    let output =
+        Command::new(PROGRAM).arg("run").env("CONNTRAIL_LOG", "conntrail=loud").output().unwrap();
+    assert_eq!(code(&output), 64);
+    assert!(stderr(&output).starts_with("conntrail: CONNTRAIL_LOG: "), "{}", stderr(&output));
 }
 
 #[test]
@@ -244,16 +261,21 @@ fn without_privilege_it_ends_with_77_and_says_what_to_do() {
     if !is_root() {
         return skip("dropping privileges needs root");
     }
+    // A copy where others may read it: checkouts often lie in a home that is closed to them.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("conntrail");
+    fs::copy(PROGRAM, &program).unwrap();
     let unprivileged = |args: &[&str]| {
         Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"])
-            .args(["--inh-caps=-all", "--", PROGRAM])
+            .args(["--inh-caps=-all", "--"])
+            .arg(&program)
             .args(args)
             .output()
     };
-    let reachable = unprivileged(&["--version"]);
-    if !reachable.is_ok_and(|output| output.status.success()) {
-        return skip("setpriv, or a program that others may run, is missing");
+    if !unprivileged(&["--version"]).is_ok_and(|output| output.status.success()) {
+        return skip("setpriv is missing");
     }
     for args in [&["count"][..], &["list"], &["stats"], &["run"], &["events"]] {
         let output = unprivileged(args).unwrap();
@@ -278,4 +300,160 @@ fn the_unit_is_silent_under_systemd_analyze() {
     let verified = Command::new("systemd-analyze").arg("verify").arg(&copy).output().unwrap();
     assert!(verified.status.success(), "{verified:?}");
     assert_eq!((stdout(&verified), stderr(&verified)), (String::new(), String::new()));
+}
+
+/// A service manager's socket.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    fn at(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Manager { socket }
+    }
+
+    fn hears(&self, word: &str) {
+        let mut buffer = [0; 512];
+        let length = self.socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{word}: {e}"));
+        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        assert!(said.lines().any(|line| line == word), "{word} in {said}");
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+}
+
+/// One datagram to a closed port of loopback: a flow for conntrack.
+fn make_flow(netns: &Netns, port: u16) {
+    netns.run(|| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(b"x", ("127.0.0.1", port)).unwrap();
+    });
+}
+
+fn wait_for(what: &str, mut seen: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !seen() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Any rule with `ct state` makes the namespace use conntrack.
+const TRACKING: &str = "table inet lab { chain seen { type filter hook output priority 0; \
+                        ct state new counter; }; }";
+
+/// The whole life of a service: ready, a record, a broken and a mended reload, counters, the stop.
+#[test]
+fn a_service_lives_as_its_manager_expects() {
+    if !is_root() {
+        return skip("a network namespace needs root");
+    }
+    let netns = Netns::new("life").unwrap();
+    netns.nft(TRACKING).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let read = |name: &str| fs::read_to_string(path(name)).unwrap_or_default();
+    let config = |more: &str| {
+        let flows = path("flows.json");
+        let text = format!(
+            "[telemetry]\nlog_format = \"json\"\n{more}\n[[sink]]\ntype = \"file\"\npath = {:?}\n",
+            flows.display().to_string()
+        );
+        fs::write(path("c.toml"), text).unwrap();
+    };
+    config("");
+    let manager = Manager::at(&path("notify"));
+    let mut child = Command::new(PROGRAM)
+        .args(["run", "--netns", netns.name(), "--config"])
+        .arg(path("c.toml"))
+        .env("NOTIFY_SOCKET", path("notify"))
+        .env_remove("CONNTRAIL_LOG")
+        .stderr(fs::File::create(path("log")).unwrap())
+        .spawn()
+        .unwrap();
+
+    manager.hears("READY=1");
+    make_flow(&netns, 4001);
+    wait_for("the first record", || read("flows.json").contains("\"dst_port\":4001"));
+
+    config("[filter]\nprots = [1]");
+    signal(&child, Signal::SIGHUP);
+    manager.hears("RELOADING=1");
+    manager.hears("READY=1");
+    wait_for("the complaint", || read("log").contains("unknown key `prots`"));
+    make_flow(&netns, 4002);
+    wait_for("the second record", || read("flows.json").contains("\"dst_port\":4002"));
+
+    config("[filter]\nports = [4004]");
+    signal(&child, Signal::SIGHUP);
+    manager.hears("RELOADING=1");
+    manager.hears("READY=1");
+    make_flow(&netns, 4003);
+    make_flow(&netns, 4004);
+    wait_for("the filtered record", || read("flows.json").contains("\"dst_port\":4004"));
+    assert!(!read("flows.json").contains("\"dst_port\":4003"), "the new filter is in force");
+
+    let counter = "conntrail_records_appended_total";
+    assert!(!read("log").contains(counter));
+    signal(&child, Signal::SIGUSR1);
+    wait_for("the counters", || read("log").contains(counter));
+
+    signal(&child, Signal::SIGTERM);
+    manager.hears("STOPPING=1");
+    let ended = child.wait().unwrap();
+    assert!(ended.success(), "{ended:?}: {}", read("log"));
+    let log = read("log");
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line).expect("JSON, line by line");
+        assert!(entry["level"].is_string() && entry["timestamp"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn people_see_conntracks_columns() {
+    if !is_root() {
+        return skip("a network namespace needs root");
+    }
+    let netns = Netns::new("eyes").unwrap();
+    netns.nft(TRACKING).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let shown = dir.path().join("shown");
+    let mut child = Command::new(PROGRAM)
+        .args(["events", "--netns", netns.name()])
+        .stdout(fs::File::create(&shown).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Events before the subscription are not seen: each try is a new flow.
+    let mut port = 5000;
+    wait_for("an event", || {
+        port += 1;
+        make_flow(&netns, port);
+        fs::read_to_string(&shown).unwrap().lines().count() > 1
+    });
+    signal(&child, Signal::SIGINT);
+    assert!(child.wait().unwrap().success());
+    let text = fs::read_to_string(&shown).unwrap();
+    for line in text.lines() {
+        assert!(line.starts_with("    [NEW] udp      17 "), "only events: {line}");
+    }
+
+    let list = stdout(&conntrail(["list", "--netns", netns.name()]));
+    assert!(list.lines().all(|line| line.starts_with("udp      17 ")), "{list}");
+    let count = stdout(&conntrail(["count", "--netns", netns.name()]));
+    assert_eq!(list.lines().count().to_string(), count.trim_end());
+    let json = stdout(&conntrail(["list", "-f", "ipv4", "-o", "json", "--netns", netns.name()]));
+    assert_eq!(json.lines().count(), list.lines().count());
+    for line in json.lines() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(record["event"], "snapshot");
+        assert_eq!(record["netns"], netns.name());
+    }
+    let none = conntrail(["list", "-f", "ipv6", "--netns", netns.name()]);
+    assert_eq!((code(&none), stdout(&none).as_str()), (0, ""));
 }
