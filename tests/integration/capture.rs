@@ -316,13 +316,16 @@ fn stopping_ends_although_events_keep_coming() {
         let stopped = Instant::now();
         let seen = live.finish();
         end.store(true, Ordering::Relaxed);
-        assert!(stopped.elapsed() < Duration::from_secs(8), "{:?}", stopped.elapsed());
+        // 4 s by design; on a busy machine what was read has to be taken as well.
+        assert!(stopped.elapsed() < Duration::from_secs(15), "{:?}", stopped.elapsed());
         seen
     });
     assert!(seen.count(Kind::Destroy) > 0 && seen.lost(GapKinds::NEW) > 0);
-    // What was retained when it had to end can't be counted, and is said to be unknown.
-    let unknown = seen.gaps.iter().filter(|gap| gap.precision == Precision::Unknown).count();
-    assert_eq!(unknown, 1, "{:?}", seen.gaps.last());
+    // What is retained when it has to end can't be counted, and is said once to be unknown; if the
+    // kernel's list was empty for a moment, that was the end and nothing is unknown.
+    let unknown: Vec<_> =
+        seen.gaps.iter().filter(|gap| gap.precision == Precision::Unknown).collect();
+    assert!(unknown.len() <= 1 && unknown.iter().all(|gap| gap.kinds == GapKinds::DESTROY));
 }
 
 /// Guards that run in this namespace.
