@@ -4,9 +4,10 @@
 //! Promises: a flow's NEW and UPDATEs are handed on before its DESTROY; every event that the kernel
 //! counted as dropped lies in a [`Gap`](crate::flow::Gap). Never decodes, logs or syncs for an event.
 //!
-//! `socket` is the only place that talks to the kernel; `reader` is one round of reading, `thread`
-//! the life around it. `valve` says when reliable mode is released, `guard` is the process that does
-//! it, `ledger` keeps the books of what that lost. `filter` makes the kernel's part of the filter.
+//! `socket` is the only place that talks to the kernel; `reader` is one round of reading, `worker` the
+//! life around it, `thread` starts and stops it. `valve` says when reliable mode is released, `guard`
+//! is the process that does it, `ledger` keeps the books of what that lost. `filter` makes the
+//! kernel's part of the filter.
 
 mod error;
 mod filter;
@@ -19,6 +20,7 @@ mod socket;
 mod stats;
 mod thread;
 mod valve;
+mod worker;
 
 pub use error::CaptureError;
 pub use filter::{KernelFilter, Program};

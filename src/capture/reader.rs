@@ -180,8 +180,9 @@ impl<S: Source> Reader<S> {
                 return Ok(newest);
             }
         }
-        // Only when the bound ended it. Going on at once because something has come since would make
-        // a round of each few events: nine times as many rounds, and the naps are what makes it cheap.
+        // Only when the bound ended it. Going on at once because something has come since makes
+        // rounds of a few events each: 6,000 to 24,000 for a million events instead of 2,000, at no
+        // gain that stood out of the noise (0.9 to 1.2 µs an event on a busy machine, both).
         round.more = true;
         Ok(newest)
     }
