@@ -58,13 +58,13 @@ impl Ledger {
         self.mode == Mode::Reliable
     }
 
-    /// Reliable mode went off to spare the table.
-    pub(super) fn released(&mut self, reading: Reading, at: u64) {
+    /// Reliable mode went off; what is lost from now on is lost for `cause`.
+    pub(super) fn released(&mut self, reading: Reading, cause: GapCause, at: u64) {
         if self.mode == Mode::BestEffort {
             return;
         }
         self.mode = Mode::BestEffort;
-        self.cause = GapCause::Valve;
+        self.cause = cause;
         self.told = reading.before;
         self.since = at;
         self.blur = (!reading.is_sharp()).then_some(reading.in_flight);
@@ -149,7 +149,7 @@ mod tests {
         let mut ledger = Ledger::new(0, 0);
         assert_eq!(ledger.armed(sharp(0), 1), None);
         assert_eq!(ledger.progressed(1000, 2), None);
-        ledger.released(sharp(1000), 3);
+        ledger.released(sharp(1000), GapCause::Valve, 3);
         assert_eq!(ledger.progressed(1000, 4), None);
         let gap = ledger.armed(sharp(1400), 5).unwrap();
         assert_eq!((gap.cause, gap.events), (GapCause::Valve, Some(400)));
@@ -160,7 +160,8 @@ mod tests {
     fn drops_while_the_mode_was_switched_make_the_count_a_bound() {
         let mut ledger = Ledger::new(0, 0);
         assert_eq!(ledger.armed(sharp(0), 0), None);
-        ledger.released(Reading { before: 100, after: 103, in_flight: 2 }, 1);
+        let blurred = Reading { before: 100, after: 103, in_flight: 2 };
+        ledger.released(blurred, GapCause::Valve, 1);
         let gap = ledger.progressed(110, 2).unwrap();
         assert_eq!((gap.events, gap.precision), (Some(12), Precision::AtMost));
         let gap = ledger.progressed(120, 3).unwrap();
@@ -238,7 +239,7 @@ mod tests {
                         if reliable {
                             tell(ledger.armed(reading, at as u64));
                         } else {
-                            ledger.released(reading, at as u64);
+                            ledger.released(reading, GapCause::Valve, at as u64);
                         }
                     }
                 }

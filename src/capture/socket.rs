@@ -103,6 +103,11 @@ impl Socket {
         set_option(self.fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
     }
 
+    /// Nothing more comes from this group; what is queued stays.
+    pub(super) fn leave(&self, group: Group) -> io::Result<()> {
+        set_option(self.fd(), libc::SOL_NETLINK, libc::NETLINK_DROP_MEMBERSHIP, group as i32)
+    }
+
     /// Sets the receive buffer, beyond `net.core.rmem_max` where allowed, and gives what was got.
     /// In the terms of `SO_RCVBUF`: the kernel accounts twice that.
     pub(super) fn set_receive_buffer(&self, bytes: usize) -> io::Result<usize> {

@@ -104,9 +104,23 @@ pub struct Capture {
 struct Sockets {
     destroys: Option<Arc<Socket>>,
     events: Option<Arc<Socket>>,
+    event_groups: Vec<Group>,
 }
 
 impl Sockets {
+    /// Ends the flow of events: what is queued then is finite.
+    fn leave(&self) -> std::io::Result<()> {
+        if let Some(socket) = &self.destroys {
+            socket.leave(Group::Destroy)?;
+        }
+        if let Some(socket) = &self.events {
+            for group in &self.event_groups {
+                socket.leave(*group)?;
+            }
+        }
+        Ok(())
+    }
+
     /// False when nothing filters in the kernel now.
     fn set_filter(&self, program: Option<&Program>) -> Result<bool, CaptureError> {
         for socket in [&self.destroys, &self.events].into_iter().flatten() {
@@ -147,7 +161,7 @@ impl Capture {
             .then(open)
             .transpose()?
             .map(Arc::new);
-        let sockets = Sockets { destroys, events };
+        let sockets = Sockets { destroys, events, event_groups: groups(wants) };
         sockets.set_filter(config.filter.as_ref())?;
         let buffer = set_buffers(&sockets, config.receive_buffer)?;
         let failed = |e| CaptureError::of("cannot read SO_MEMINFO", e);
@@ -164,7 +178,7 @@ impl Capture {
             join(socket, &[Group::Destroy])?;
         }
         if let Some(socket) = &sockets.events {
-            join(socket, &groups(wants))?;
+            join(socket, &sockets.event_groups)?;
         }
         let stats = Arc::<CaptureStats>::default();
         Ok(Capture {
@@ -498,7 +512,7 @@ impl Worker {
                     report.limit,
                     "valve opened: the table fills while DESTROYs wait for us; they are lost and counted"
                 );
-                self.ledger.released(report.reading, report.at);
+                self.ledger.released(report.reading, GapCause::Valve, report.at);
                 self.announce(true, &report)?;
             }
             Event::Progress => {
@@ -527,7 +541,7 @@ impl Worker {
         let Some(socket) = &self.sockets.destroys else { return Ok(()) };
         let reading = guard::switch(socket, false)?;
         let at = now();
-        self.ledger.released(reading, at);
+        self.ledger.released(reading, GapCause::Valve, at);
         if was_reliable {
             let (entries, limit) = Table::open().and_then(|table| table.read())?;
             self.announce(true, &Report { event: Event::Opened, reading, at, entries, limit })?;
@@ -567,7 +581,8 @@ impl Worker {
 
     /// Reads what waits, also in the kernel's own list, and tells the last losses.
     fn finish(&mut self) -> Result<(), RoundError> {
-        let retained = self.linger()?;
+        let since = now();
+        let mut retained = self.linger()?;
         if let Some(mut guard) = self.guard.as_mut().and_then(|keeper| keeper.running.take()) {
             guard.end();
             while let Ok(Some(report)) = guard.next_report() {
@@ -576,10 +591,18 @@ impl Worker {
         }
         self.guard = None;
         self.reconcile()?;
+        if let (true, Some(socket)) = (self.ledger.is_reliable(), &self.sockets.destroys) {
+            let reading = guard::switch(socket, false)?;
+            // Retained since we last looked.
+            retained |= self.moving.drops.is_some_and(|drops| drops != reading.before);
+            self.ledger.released(reading, GapCause::Overrun, now());
+        }
         if retained {
-            self.tell_retained()?;
+            self.tell_retained(since)?;
         }
         self.stats.reliable_active.store(false, Ordering::Relaxed);
+        // However fast events come, here is the end of them, and everything before it is read.
+        self.sockets.leave()?;
         while self.reader.round(&self.out)?.more {}
         let Some(socket) = self.sockets.destroys.clone() else { return Ok(()) };
         let drops = socket.memory()?.drops;
@@ -615,15 +638,14 @@ impl Worker {
         self.ledger.is_reliable() && since < RETAINED && (since < NOT_OURS || round.datagrams > 0)
     }
 
-    fn tell_retained(&mut self) -> Result<(), RoundError> {
-        let at = now();
+    fn tell_retained(&mut self, since: u64) -> Result<(), RoundError> {
         self.out.push(Item::Gap(Gap {
             cause: GapCause::Overrun,
             events: None,
             precision: Precision::Unknown,
             kinds: GapKinds::DESTROY,
-            from: at,
-            to: at,
+            from: since,
+            to: now(),
             seqs: None,
         }))?;
         Ok(())

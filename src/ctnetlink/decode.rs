@@ -425,7 +425,7 @@ fn decode_sctp(
 /// short is the low end, and the rest is 0.
 fn decode_labels(attribute: &Attribute<'_>, out: &mut [u8; 16]) -> Result<Attrs, Malformed> {
     let length = attribute.payload.len();
-    if length == 0 || length > out.len() || length % 4 != 0 {
+    if length == 0 || length > out.len() || !length.is_multiple_of(4) {
         return Err(attribute.malformed(Reason::PayloadLength));
     }
     *out = [0; 16];

@@ -248,7 +248,7 @@ table! {
             => (conn.has(Attrs::START | Attrs::STOP) && conn.stop >= conn.start).then(|| conn.stop - conn.start);
     }
     state(flow: &Flow) {
-        tcp_state: Word<'_>, "", "CTA_PROTOINFO_TCP_STATE", [ACCOUNTING], "enum tcp_conntrack, in lower case."
+        tcp_state: Word<'_>, "", "CTA_PROTOINFO_TCP_STATE", [ACCOUNTING], "enum tcp_conntrack, as conntrack(8) writes it."
             => flow.conn.has(Attrs::TCP_STATE).then(|| names::tcp_state(flow.conn.tcp.state)).flatten().map(Word);
         tcp_wscale_orig: u8, "", "CTA_PROTOINFO_TCP_WSCALE_ORIGINAL", [], "Window scale of the original direction."
             => flow.conn.has(Attrs::TCP_WSCALE_ORIG).then_some(flow.conn.tcp.wscale_orig);
@@ -258,9 +258,9 @@ table! {
             => flow.conn.has(Attrs::TCP_FLAGS_ORIG).then_some((flow.conn.tcp.flags_orig >> 8) as u8);
         tcp_flags_reply: u8, "", "CTA_PROTOINFO_TCP_FLAGS_REPLY", [], "IP_CT_TCP_FLAG_* of the reply direction."
             => flow.conn.has(Attrs::TCP_FLAGS_REPLY).then_some((flow.conn.tcp.flags_reply >> 8) as u8);
-        sctp_state: Word<'_>, "", "CTA_PROTOINFO_SCTP_STATE", [ACCOUNTING], "enum sctp_conntrack, in lower case."
+        sctp_state: Word<'_>, "", "CTA_PROTOINFO_SCTP_STATE", [ACCOUNTING], "enum sctp_conntrack, as conntrack(8) writes it."
             => flow.conn.has(Attrs::SCTP_STATE).then(|| names::sctp_state(flow.conn.sctp_state)).flatten().map(Word);
-        dccp_state: Word<'_>, "", "CTA_PROTOINFO_DCCP_STATE", [ACCOUNTING], "enum ct_dccp_states, in lower case."
+        dccp_state: Word<'_>, "", "CTA_PROTOINFO_DCCP_STATE", [ACCOUNTING], "enum ct_dccp_states, as conntrack(8) writes it."
             => flow.conn.has(Attrs::DCCP_STATE).then(|| names::dccp_state(flow.conn.dccp_state)).flatten().map(Word);
         timeout_s: u32, "s", "CTA_TIMEOUT", [], "Time left until the entry goes if nothing more is seen."
             => flow.conn.has(Attrs::TIMEOUT).then_some(flow.conn.timeout);

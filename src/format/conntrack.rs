@@ -80,7 +80,7 @@ impl Display for FlowText<'_> {
             write!(f, "{} ", conn.timeout)?;
         }
         if let Some(state) = state(conn) {
-            write!(f, "{} ", state.to_ascii_uppercase())?;
+            write!(f, "{state} ")?;
         }
         tuple(f, &conn.orig)?;
         counters(f, conn.has(Attrs::COUNTERS_ORIG), &conn.orig_counters)?;

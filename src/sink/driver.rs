@@ -22,7 +22,7 @@ use super::{Chunk, Sink, SinkError, SinkStats};
 
 /// A chunk is handed out when it has this much: large enough that the cost of a write is spread over
 /// hundreds of records, small enough to stay in a core's second-level cache between formatting and
-/// writing (measured: see the bench in file.rs).
+/// writing (file.rs has figures).
 const CHUNK: usize = 256 * 1024;
 
 /// How often a sink with nothing to do looks after itself.

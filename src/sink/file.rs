@@ -8,6 +8,11 @@
 //!
 //! The file is opened with `O_APPEND`, mode 0640. A write that fails half-way leaves part of a line:
 //! `ftruncate` takes it off again, which works on a full disk too.
+//!
+//! A file that grows fast has its next blocks reserved by `fallocate` beyond its end. On ext4 a line
+//! of 600 bytes in chunks of 256 KiB then costs 66 ns of CPU instead of 111. (By the chunk's size,
+//! on a busier machine: 16 KiB 251 ns, 64 KiB 159, 256 KiB 134, 4 MiB 131.) What is left of the
+//! reserved room is given back when the file is let go.
 
 mod archive;
 mod compress;
@@ -21,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use archive::{Archive, Stamp};
 use compress::Archiver;
+use rustix::fs::FallocateFlags;
 
 use super::retry::{Complaint, Say};
 use super::{Chunk, Sink, SinkError, SinkStats};
@@ -34,6 +40,9 @@ const ROTATE_AGAIN: Duration = Duration::from_secs(10);
 const MAX_TORN: u64 = 1 << 20;
 /// Read at a time when looking for the last `\n`.
 const TAIL_BLOCK: u64 = 64 * 1024;
+/// Reserved at a time, and written before the first time, so that small logs reserve nothing. 4, 16
+/// and 64 MiB cost the same.
+const RESERVE: u64 = 8 << 20;
 /// How often a file that is removed under one delivery is opened anew at once.
 const MAX_REMOVED: usize = 3;
 
@@ -89,6 +98,8 @@ trait LogFile: Send + std::fmt::Debug {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
     /// ftruncate(2).
     fn cut(&mut self, size: u64) -> io::Result<()>;
+    /// fallocate(2) with `FALLOC_FL_KEEP_SIZE`.
+    fn reserve(&mut self, from: u64, len: u64) -> io::Result<()>;
     fn look(&self) -> io::Result<Look>;
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
 }
@@ -98,6 +109,8 @@ trait LogFile: Send + std::fmt::Debug {
 struct Look {
     id: (u64, u64),
     size: u64,
+    /// Room that it takes on the disk.
+    room: u64,
     /// 0 when it was removed.
     links: u64,
     modified: SystemTime,
@@ -128,11 +141,17 @@ impl LogFile for File {
         self.set_len(size)
     }
 
+    fn reserve(&mut self, from: u64, len: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(self, FallocateFlags::KEEP_SIZE, from, len)?)
+    }
+
     fn look(&self) -> io::Result<Look> {
         let meta = self.metadata()?;
         Ok(Look {
             id: (meta.dev(), meta.ino()),
             size: meta.size(),
+            // st_blocks counts 512 bytes whatever the file system's block is.
+            room: meta.blocks() * 512,
             links: meta.nlink(),
             modified: meta.modified()?,
             regular: meta.is_file(),
@@ -154,6 +173,35 @@ struct Open {
     torn: u64,
     /// Which multiple of `rotate_every` it belongs to.
     period: u128,
+    /// Up to where room is or will be reserved; `None` where the file system can't.
+    reserved: Option<u64>,
+}
+
+impl Open {
+    /// Reserves room once the file has grown up to what was reserved before.
+    fn reserve(&mut self, limit: Option<u64>) {
+        if self.reserved.is_none_or(|to| self.size < to) {
+            return;
+        }
+        let to = limit.unwrap_or(u64::MAX).min(self.size + RESERVE);
+        if to <= self.size {
+            return;
+        }
+        // Only a saving: no support for it, or no room, is no error. Writes say what matters.
+        let result = self.file.reserve(self.size, to - self.size);
+        self.reserved = result.ok().map(|()| to);
+    }
+
+    /// Gives back what was reserved and not used.
+    fn give_back(&mut self) {
+        let Ok(look) = self.file.look() else { return };
+        if look.room < look.size + RESERVE / 16 {
+            return;
+        }
+        if let Err(error) = self.file.cut(look.size) {
+            tracing::debug!(%error, "giving back reserved room failed");
+        }
+    }
 }
 
 /// The sink that writes to a file.
@@ -230,7 +278,17 @@ impl FileSink {
         self.start_archiver();
         // A file of an earlier run belongs to the time of its last line.
         let time = if look.size > torn { look.modified } else { self.world.now() };
-        Ok(Open { file: opened, id: look.id, size: look.size, torn, period: self.period_of(time) })
+        let mut open = Open {
+            file: opened,
+            id: look.id,
+            size: look.size,
+            torn,
+            period: self.period_of(time),
+            reserved: Some(look.size + RESERVE),
+        };
+        // Of a run that was killed.
+        open.give_back();
+        Ok(open)
     }
 
     fn start_archiver(&mut self) {
@@ -287,10 +345,16 @@ impl FileSink {
             let path = self.config.path.display();
             tracing::warn!(%path, %error, "cutting a torn line off failed, the file keeps it");
         }
-        self.open = None;
+        self.let_go();
         self.stats.reopened.add(1);
         if let Some(Say::Error { unsaid }) = self.moved_complaint.error(Instant::now()) {
             tracing::info!(path = %self.config.path.display(), unsaid, "the file {why}, opening anew");
+        }
+    }
+
+    fn let_go(&mut self) {
+        if let Some(mut open) = self.open.take() {
+            open.give_back();
         }
     }
 
@@ -322,7 +386,7 @@ impl FileSink {
         match self.archive.rotate(stamp) {
             Ok(stamp) => {
                 self.newest = Some(stamp);
-                self.open = None;
+                self.let_go();
                 self.no_rotation_before = None;
                 self.stats.rotated.add(1);
                 self.rotate_complaint.success(Instant::now());
@@ -364,6 +428,7 @@ impl FileSink {
             }
             _ => chunk.len(),
         };
+        open.reserve(self.config.rotate_size);
         let (written, result) = write_all(&mut *open.file, chunk.lines(from..to));
         let whole = chunk.whole_within(start + written).max(from);
         open.size += written as u64;
@@ -409,7 +474,7 @@ impl Sink for FileSink {
             let path = self.config.path.display();
             tracing::warn!(%path, %error, "cutting a torn line off failed");
         }
-        self.open = None;
+        self.let_go();
     }
 
     fn idle(&mut self) -> Result<(), SinkError> {
@@ -419,7 +484,7 @@ impl Sink for FileSink {
 
     fn close(&mut self) -> Result<(), SinkError> {
         let mended = self.mend().map_err(|e| self.retry("cutting a torn line off", &e));
-        self.open = None;
+        self.let_go();
         if let Some(archiver) = self.archiver.take() {
             archiver.close();
         }

@@ -1,5 +1,8 @@
 //! The file sink behind its driver, on a file system small enough to fill.
 
+// clippy.toml's allowance for tests does not reach a test's helpers.
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -324,6 +327,52 @@ fn rotation_and_compression_under_load_keep_every_line_in_order() {
     assert_eq!(numbers(files.into_iter().chain([path])), (1..=20_000).collect::<Vec<_>>());
 }
 
+const CHILD_FILE: &str = "CONNTRAIL_TEST_CHILD_FILE";
+
+/// The child of the next test.
+#[test]
+#[ignore = "runs until it is killed"]
+fn writes_until_killed() {
+    let Some(path) = std::env::var_os(CHILD_FILE) else { return };
+    let running = run(plain(Path::new(&path)));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        running.append(5000);
+    }
+}
+
+#[test]
+fn a_kill_in_the_middle_of_a_write_leaves_nothing_torn_after_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut torn = 0;
+    for round in 0..10 {
+        let path = dir.path().join(format!("flows{round}"));
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "file_sink::writes_until_killed", "--ignored"])
+            .env(CHILD_FILE, &path)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        // Rounds differ in how far the child gets.
+        while fs::metadata(&path).map_or(0, |meta| meta.len()) < 1_000_000 * (round + 1) {
+            assert!(Instant::now() < deadline, "the child does not write");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let stats = Arc::<SinkStats>::default();
+        let mut sink = FileSink::new(plain(&path), stats.clone());
+        sink.idle().unwrap();
+        sink.close().unwrap();
+        torn += u64::from(stats.torn_bytes.get() > 0);
+        let there = numbers([path]);
+        assert_eq!(there, (1..=there.len() as u64).collect::<Vec<_>>());
+    }
+    // None is possible: the signal is seen only between pages of a write.
+    eprintln!("{torn} of 10 kills tore a line");
+}
+
 /// What a record costs once it is formatted; run by hand, on a disk:
 /// `TMPDIR=… cargo test --release --test integration cost_of -- --ignored --nocapture`
 #[test]
@@ -349,6 +398,56 @@ fn cost_of_a_line_of_600_bytes_in_a_file() {
         println!("chunks of {kib:4} KiB: {each:?} a line");
         assert!(each < Duration::from_micros(1), "{each:?}");
     }
+}
+
+/// What the driver costs a record beside format and sink: a format that only fills, no sink.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_a_record_in_the_driver() {
+    #[derive(Debug)]
+    struct Fill;
+    impl Format for Fill {
+        fn line(&mut self, _: View<'_>, out: &mut Vec<u8>) {
+            out.extend_from_slice(&[b'x'; LINE]);
+        }
+    }
+    #[derive(Debug)]
+    struct Nowhere;
+    impl Sink for Nowhere {
+        fn deliver(&mut self, chunk: &Chunk, _: usize) -> (usize, Result<(), sink::SinkError>) {
+            (chunk.len(), Ok(()))
+        }
+        fn reopen(&mut self) {}
+        fn idle(&mut self) -> Result<(), sink::SinkError> {
+            Ok(())
+        }
+        fn close(&mut self) -> Result<(), sink::SinkError> {
+            Ok(())
+        }
+    }
+    let spool = Spool::new(SpoolConfig { max_size: 1 << 30, when_full: WhenFull::Block });
+    let cursor = spool.cursor("none");
+    let flow = Flow {
+        event: FlowEvent::Destroy,
+        overtaken: false,
+        flow_id: 0,
+        conn: Conn::default(),
+        rare: None,
+    };
+    for _ in 0..500 {
+        let record = Record { ts: 0, body: Body::Flow(flow.clone()) };
+        spool.append(&mut vec![record; 1000], 0).unwrap();
+    }
+    spool.close(0);
+    let identity = Arc::new(Identity { agent: "test".into(), epoch: 1, netns: "self".into() });
+    let parts = SinkParts { sink: Box::new(Nowhere), format: Box::new(Fill) };
+    let (send, cost) = std::sync::mpsc::channel();
+    // on_end runs on the driver's thread.
+    let handle = sink::start(cursor, parts, identity, Arc::default(), move |_| {
+        send.send(cpu_of_this_thread()).unwrap();
+    });
+    assert_eq!(handle.unwrap().join(PATIENCE).acked, 500_000);
+    println!("{:?} a record", cost.recv().unwrap() / 500_000);
 }
 
 /// Nanoseconds on a processor, of `/proc/thread-self/schedstat`.

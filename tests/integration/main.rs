@@ -3,10 +3,6 @@
 //! They work on this host's kernel, in network namespaces of their own. Without root, or a program
 //! that they need, they say what they skipped; with CONNTRAIL_REQUIRE_ALL=1 they fail instead.
 
-// A test's unwrap is its assertion; clippy's allow-unwrap-in-tests does not see helper functions,
-// nor does allow-print-in-tests.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
 #[path = "../lab/mod.rs"]
 mod lab;
 

@@ -38,7 +38,6 @@ const MAX_COST: f64 = 1.0;
 const CONFIG: &str = r#"
 [agent]
 name = "bench"
-state_dir = "{dir}/state"
 
 [capture]
 events = ["new", "destroy"]

@@ -28,7 +28,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 const CONFIG: &str = r#"
 [agent]
 name = "demo-gateway"
-state_dir = "{dir}/state"
 
 [capture]
 events = ["new", "destroy"]

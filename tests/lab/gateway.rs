@@ -550,11 +550,9 @@ mod tests {
             Some((original, reply)) => {
                 format!("{} {there} {} {back} {}", flow.proto, count(original), count(reply))
             }
-            None => format!(
-                "{} {} {there} {back}",
-                flow.proto,
-                flow.tcp_state.unwrap_or("").to_uppercase()
-            ),
+            None => {
+                format!("{} {} {there} {back}", flow.proto, flow.tcp_state.unwrap_or("").to_owned())
+            }
         }
     }
 

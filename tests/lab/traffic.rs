@@ -248,9 +248,9 @@ fn planned(kind: Kind, path: Path, ipv6: bool, port: u16, spare: u8) -> Planned 
         payload,
         counts: counts(kind, ipv6, payload),
         tcp_state: match kind {
-            Kind::TcpClose => Some("time_wait"),
-            Kind::TcpReset | Kind::TcpRefused => Some("close"),
-            Kind::TcpUnanswered => Some("syn_sent"),
+            Kind::TcpClose => Some("TIME_WAIT"),
+            Kind::TcpReset | Kind::TcpRefused => Some("CLOSE"),
+            Kind::TcpUnanswered => Some("SYN_SENT"),
             _ => None,
         },
     };

@@ -64,6 +64,10 @@ impl LogFile for Scripted {
         self.file.cut(size)
     }
 
+    fn reserve(&mut self, from: u64, len: u64) -> io::Result<()> {
+        self.file.reserve(from, len)
+    }
+
     fn look(&self) -> io::Result<Look> {
         self.file.look()
     }
@@ -324,6 +328,33 @@ fn a_folder_that_is_gone_is_waited_for() {
 }
 
 #[test]
+fn room_reserved_for_a_file_that_grows_fast_is_given_back_even_after_a_kill() {
+    let bench = Bench::new(|_| {});
+    let unused = || {
+        let meta = fs::metadata(bench.path()).unwrap();
+        (meta.blocks() * 512).saturating_sub(meta.len())
+    };
+    let lines = chunk(0, &[1000; 1049]);
+    for end in ["close", "kill"] {
+        let mut sink = bench.sink();
+        for _ in 0..9 {
+            deliver(&mut sink, &lines);
+        }
+        // Where the file system can't (ext4 and tmpfs can), nothing is reserved.
+        let can = sink.open.as_ref().unwrap().reserved.is_some();
+        assert_eq!(unused() > RESERVE / 2, can);
+        if end == "close" {
+            sink.close().unwrap();
+        } else {
+            drop(sink);
+            bench.sink().idle().unwrap();
+        }
+        assert!(unused() < RESERVE / 16, "{end}: {}", unused());
+    }
+    assert!(bench.text() == text(&lines).repeat(18));
+}
+
+#[test]
 fn reopen_follows_a_rename_at_once() {
     let bench = Bench::new(|_| {});
     let mut sink = bench.sink();
@@ -496,6 +527,28 @@ fn a_compression_that_fails_leaves_the_file_and_is_counted() {
     sink.close().unwrap();
     assert_eq!(bench.all_text(), text(&chunk(0, &[10; 3])));
     assert!(plain.exists());
+}
+
+#[test]
+fn closing_in_the_middle_of_a_long_compression_is_bounded_and_leaves_the_file() {
+    let bench = Bench::new(|config| {
+        config.rotate_size = Some(1 << 30);
+        config.compress = Compress::Gzip;
+    });
+    // Zeros without blocks: 16 GiB take gzip far longer than the bound.
+    let plain = Archive::of(bench.path()).rotated(Stamp::of(bench.script.now()));
+    File::create(&plain).unwrap().set_len(16 << 30).unwrap();
+    let mut sink = bench.sink();
+    sink.idle().unwrap();
+    wait_until("it is at work", || Archive::of(bench.path()).list().unwrap().unfinished.len() == 1);
+    let started = Instant::now();
+    sink.close().unwrap();
+    assert!(started.elapsed() < compress::CLOSE_WAIT + Duration::from_secs(3));
+    wait_until("its copy is gone", || {
+        Archive::of(bench.path()).list().unwrap().unfinished.is_empty()
+    });
+    assert_eq!(bench.stats.compressed.get(), 0);
+    assert_eq!(fs::metadata(&plain).unwrap().len(), 16 << 30);
 }
 
 #[derive(Clone, Debug)]

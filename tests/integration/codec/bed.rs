@@ -23,7 +23,7 @@ const ROUTER_OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1)
 const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
 
 /// Nothing more comes when the kernel was silent for so long: packets cross a veth in microseconds.
-const QUIET: Duration = Duration::from_millis(400);
+pub(super) const QUIET: Duration = Duration::from_millis(400);
 /// A packet that does not arrive shall fail the scenario, not hang it.
 const PATIENCE: Duration = Duration::from_secs(3);
 

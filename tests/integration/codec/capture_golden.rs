@@ -6,6 +6,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 
 use conntrail::ctnetlink::uapi::family::AF_UNSPEC;
 use conntrail::ctnetlink::{Tuple, TupleParts, request};
@@ -13,6 +14,9 @@ use conntrail::ctnetlink::{Tuple, TupleParts, request};
 use super::bed::{self, Bed, CLIENT};
 use super::corpus::folder;
 use crate::lab::Result;
+use crate::lab::gateway::Gateway;
+use crate::lab::sys::NetlinkSocket;
+use crate::lab::traffic::{Kind, Planned};
 
 #[test]
 #[ignore = "writes tests/golden: only by hand, as root"]
@@ -53,7 +57,8 @@ fn capture_golden_datagrams() -> Result<()> {
         || bed.ftp_data(&bed.ftp()?),
     )?;
     // No SCTP sockets and no GRE tunnels in the kernel at hand: conntrack(8) makes the entries; the
-    // events are the kernel's all the same.
+    // events are the kernel's all the same. It hands the verification tags over in host order, where
+    // the kernel keeps them as packets carry them: so 0x12345678 comes back as 0x78563412.
     scenario(&bed, "gre_inserted", "conntrack -I -p gre, with keys", || {
         bed.conntrack("-I -p gre -s 10.0.0.2 -d 203.0.113.2 --srckey 0x11 --dstkey 0x2233 -t 60")
             .map(drop)
@@ -75,6 +80,39 @@ fn capture_golden_datagrams() -> Result<()> {
         bed.conntrack("-I -p 89 -s 10.0.0.2 -d 203.0.113.2 -t 60").map(drop)
     })?;
     answers(&bed)
+}
+
+/// Real packets of protocols that have no sockets here: the lab's gateway sends them raw.
+#[test]
+#[ignore = "writes tests/golden: only by hand, as root"]
+fn capture_golden_raw_packets() -> Result<()> {
+    let gateway = Gateway::new()?;
+    let plan = gateway.mixed(2000)?;
+    for (name, kind, words) in [
+        (
+            "sctp_packets",
+            Kind::Sctp,
+            "SCTP INIT and INIT-ACK; the tag of the first is its source port + 1",
+        ),
+        ("gre_packets", Kind::Gre, "a GRE packet each way"),
+    ] {
+        // One of each family and path.
+        let mut flows: Vec<Planned> = Vec::new();
+        for flow in plan.iter().filter(|flow| flow.kind == kind) {
+            if !flows.iter().any(|seen| (seen.ipv6(), seen.path) == (flow.ipv6(), flow.path)) {
+                flows.push(*flow);
+            }
+        }
+        gateway.flush()?;
+        let socket = gateway.gateway.run(|| NetlinkSocket::listen(&[1, 2, 3, 4, 5, 6], 8 << 20))?;
+        socket.set_receive_timeout(bed::QUIET)?;
+        gateway.drive(&flows, Duration::ZERO)?;
+        let mut datagrams = bed::collect(&socket)?;
+        gateway.flush()?;
+        datagrams.extend(bed::collect(&socket)?);
+        write(name, words, &datagrams)?;
+    }
+    Ok(())
 }
 
 /// What the kernel answers when it is asked.

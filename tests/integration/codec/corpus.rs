@@ -6,7 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    // From the fuzz crate the same folder is one up.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let package = if package.ends_with("fuzz") { package.join("..") } else { package.to_owned() };
+    package.join("tests/golden")
 }
 
 /// The corpus: name and datagrams of each file, in order of name.
