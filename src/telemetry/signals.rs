@@ -2,6 +2,7 @@
 //! prints the counters.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -17,6 +18,11 @@ pub enum Request {
     PrintCounters,
 }
 
+/// Within this time a signal to stop is the one before it once more: timeout(1) signals its child and
+/// then the whole process group, and so does a terminal together with a wrapper that passes it on.
+/// Nobody presses Ctrl-C twice that fast.
+const SAME_STOP: Duration = Duration::from_millis(200);
+
 /// The stream of requests. From its making on no signal of these ends the process by itself.
 #[derive(Debug)]
 pub struct Signals {
@@ -24,7 +30,7 @@ pub struct Signals {
     interrupt: Signal,
     hangup: Signal,
     user1: Signal,
-    stopping: bool,
+    stop_asked: Option<Instant>,
 }
 
 impl Signals {
@@ -35,27 +41,36 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
-            stopping: false,
+            stop_asked: None,
         })
     }
 
     /// The next request. Dropping the future loses none.
     pub async fn next(&mut self) -> Request {
-        // Those that stop come first: a flood of others must not keep the agent alive.
-        tokio::select! {
-            biased;
-            _ = self.terminate.recv() => self.stop(),
-            _ = self.interrupt.recv() => self.stop(),
-            _ = self.hangup.recv() => Request::Reload,
-            _ = self.user1.recv() => Request::PrintCounters,
+        loop {
+            // Those that stop come first: a flood of others must not keep the agent alive.
+            let request = tokio::select! {
+                biased;
+                _ = self.terminate.recv() => self.stop(Instant::now()),
+                _ = self.interrupt.recv() => self.stop(Instant::now()),
+                _ = self.hangup.recv() => Some(Request::Reload),
+                _ = self.user1.recv() => Some(Request::PrintCounters),
+            };
+            if let Some(request) = request {
+                return request;
+            }
         }
     }
 
-    fn stop(&mut self) -> Request {
-        if std::mem::replace(&mut self.stopping, true) {
-            return Request::StopNow;
+    fn stop(&mut self, now: Instant) -> Option<Request> {
+        match self.stop_asked {
+            None => {
+                self.stop_asked = Some(now);
+                Some(Request::Stop)
+            }
+            Some(asked) if now.saturating_duration_since(asked) < SAME_STOP => None,
+            Some(_) => Some(Request::StopNow),
         }
-        Request::Stop
     }
 }
 
@@ -75,10 +90,18 @@ mod tests {
                 (SIGHUP, Request::Reload),
                 (SIGUSR1, Request::PrintCounters),
                 (SIGTERM, Request::Stop),
-                (SIGHUP, Request::Reload),
-                (SIGINT, Request::StopNow),
-                (SIGTERM, Request::StopNow),
             ] {
+                raise(sent).unwrap();
+                assert_eq!(signals.next().await, request, "{sent}");
+            }
+            // The same stop once more, as timeout(1) sends it, is no second one.
+            raise(SIGTERM).unwrap();
+            let again = tokio::time::timeout(Duration::from_millis(50), signals.next()).await;
+            assert!(again.is_err(), "{again:?}");
+            tokio::time::sleep(SAME_STOP).await;
+            for (sent, request) in
+                [(SIGHUP, Request::Reload), (SIGINT, Request::StopNow), (SIGTERM, Request::StopNow)]
+            {
                 raise(sent).unwrap();
                 assert_eq!(signals.next().await, request, "{sent}");
             }
