@@ -25,6 +25,10 @@ const SHA1_INIT: [u32; 5] = [0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc
 pub struct CommunityId([u8; LEN]);
 
 impl CommunityId {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("base64 is ASCII")
     }
@@ -35,32 +39,42 @@ impl CommunityId {
     }
 
     /// With the seed that all tools of a site must share.
+    #[inline]
     pub fn seeded(seed: u16, tuple: &Tuple) -> Option<Self> {
         if !tuple.has(TupleParts::SRC | TupleParts::DST | TupleParts::PROTO) {
             return None;
         }
-        let size = if tuple.v6 { 16 } else { 4 };
-        let (src, dst) = (&tuple.src_bytes[..size], &tuple.dst_bytes[..size]);
+        // IPv4 addresses are padded with zeros, so that comparing all sixteen bytes is right, and
+        // cheaper than comparing slices.
+        let (src, dst) =
+            (u128::from_be_bytes(tuple.src_bytes), u128::from_be_bytes(tuple.dst_bytes));
         let ports = Ports::of(tuple);
-        let (a, b, ports) = match ports {
-            Some(ports) if ports.ordered && (dst, ports.b) < (src, ports.a) => {
-                (dst, src, Some((ports.b, ports.a)))
-            }
-            Some(ports) => (src, dst, Some((ports.a, ports.b))),
-            None if dst < src => (dst, src, None),
-            None => (src, dst, None),
+        let swap = match &ports {
+            Some(ports) => ports.ordered && (dst, ports.b) < (src, ports.a),
+            None => dst < src,
         };
-
-        let mut input = Block::new();
-        input.put(&seed.to_be_bytes());
-        input.put(a);
-        input.put(b);
-        input.put(&[tuple.proto, 0]);
-        if let Some((a, b)) = ports {
-            input.put(&a.to_be_bytes());
-            input.put(&b.to_be_bytes());
-        }
-        Some(CommunityId(text(&input.sha1())))
+        let (a, b) = if swap {
+            (&tuple.dst_bytes, &tuple.src_bytes)
+        } else {
+            (&tuple.src_bytes, &tuple.dst_bytes)
+        };
+        let mut block = Block([0; 64]);
+        block.put(0, seed.to_be_bytes());
+        let end = if tuple.v6 {
+            block.put(2, *a);
+            block.put(18, *b);
+            34
+        } else {
+            block.put(2, [a[0], a[1], a[2], a[3]]);
+            block.put(6, [b[0], b[1], b[2], b[3]]);
+            10
+        };
+        block.put(end, [tuple.proto, 0]);
+        let Some(ports) = ports else { return Some(CommunityId(text(&block.sha1(end + 2)))) };
+        let (a, b) = if swap { (ports.b, ports.a) } else { (ports.a, ports.b) };
+        block.put(end + 2, a.to_be_bytes());
+        block.put(end + 4, b.to_be_bytes());
+        Some(CommunityId(text(&block.sha1(end + 6))))
     }
 }
 
@@ -129,26 +143,20 @@ fn icmpv6_counterpart(icmp_type: u8) -> Option<u8> {
 }
 
 /// One SHA-1 block. The longest input is 40 bytes (IPv6 with ports), and 55 would fit.
-struct Block {
-    bytes: [u8; 64],
-    len: usize,
-}
+struct Block([u8; 64]);
 
 impl Block {
-    fn new() -> Self {
-        Block { bytes: [0; 64], len: 0 }
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
+        self.0[at..at + N].copy_from_slice(&bytes);
     }
 
-    fn put(&mut self, bytes: &[u8]) {
-        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
-    }
-
-    fn sha1(mut self) -> [u8; 20] {
-        self.bytes[self.len] = 0x80;
-        self.bytes[56..].copy_from_slice(&(self.len as u64 * 8).to_be_bytes());
+    #[inline(always)]
+    fn sha1(mut self, len: usize) -> [u8; 20] {
+        self.0[len] = 0x80;
+        self.0[56..].copy_from_slice(&(len as u64 * 8).to_be_bytes());
         let mut state = SHA1_INIT;
-        compress(&mut state, &[self.bytes]);
+        compress(&mut state, &[self.0]);
         let mut digest = [0; 20];
         for (out, word) in digest.chunks_exact_mut(4).zip(state) {
             out.copy_from_slice(&word.to_be_bytes());
@@ -158,18 +166,26 @@ impl Block {
 }
 
 /// Base64 into a fixed array: an allocation for each record would cost more than the hash.
+#[inline(always)]
 fn text(digest: &[u8; 20]) -> [u8; LEN] {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = *b"1:==============================";
-    let out: &mut [u8; LEN] = out.first_chunk_mut().expect("the template is longer");
-    for (group, chars) in digest.chunks(3).zip(out[2..].chunks_exact_mut(4)) {
-        let byte = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for (index, char) in chars.iter_mut().enumerate().take(group.len() + 1) {
-            *char = ALPHABET[(bits >> (18 - 6 * index)) as usize & 63];
+    let mut out = [b'='; LEN];
+    out[..2].copy_from_slice(b"1:");
+    // Twenty bytes are six groups of three and one of two, whose last character stays `=`.
+    let mut padded = [0; 21];
+    padded[..20].copy_from_slice(digest);
+    for group in 0..7 {
+        let [a, b, c] = [padded[3 * group], padded[3 * group + 1], padded[3 * group + 2]];
+        let bits = u32::from(a) << 16 | u32::from(b) << 8 | u32::from(c);
+        let at = 2 + 4 * group;
+        out[at] = ALPHABET[(bits >> 18) as usize & 63];
+        out[at + 1] = ALPHABET[(bits >> 12) as usize & 63];
+        out[at + 2] = ALPHABET[(bits >> 6) as usize & 63];
+        if group < 6 {
+            out[at + 3] = ALPHABET[bits as usize & 63];
         }
     }
-    *out
+    out
 }
 
 #[cfg(test)]

@@ -60,10 +60,16 @@ pub trait Visitor {
     /// Any text; the format escapes it.
     fn text(&mut self, field: &'static Field, value: &str);
     /// A word that needs no escaping in any format: letters, digits and `_+/=:.-`.
-    fn word(&mut self, field: &'static Field, value: &str);
+    fn word(&mut self, field: &'static Field, value: &[u8]);
     fn hash(&mut self, field: &'static Field, value: u64);
     fn flag(&mut self, field: &'static Field, value: bool);
-    fn words(&mut self, field: &'static Field, value: &mut dyn Iterator<Item = &'static str>);
+    /// The names of the bits that are set in `bits`. The same bits of a field have the same names.
+    fn words(
+        &mut self,
+        field: &'static Field,
+        bits: u32,
+        names: impl Iterator<Item = &'static str>,
+    );
     fn numbers(&mut self, field: &'static Field, value: &mut dyn Iterator<Item = u64>);
 }
 
@@ -116,12 +122,12 @@ value! {
     Time, Time, |value, field, visitor| visitor.time(field, value.0);
     Ip, Ip, |value, field, visitor| visitor.ip(field, &value);
     &str, Text, |value, field, visitor| visitor.text(field, value);
-    Word<'_>, Text, |value, field, visitor| visitor.word(field, value.0);
-    CommunityId, Text, |value, field, visitor| visitor.word(field, value.as_str());
+    Word<'_>, Text, |value, field, visitor| visitor.word(field, value.0.as_bytes());
+    CommunityId, Text, |value, field, visitor| visitor.word(field, value.as_bytes());
     Hash, Hash, |value, field, visitor| visitor.hash(field, value.0);
-    Status, Words, |value, field, visitor| visitor.words(field, &mut names::status_names(value.0));
+    Status, Words, |value, field, visitor| visitor.words(field, value.0, names::status_names(value.0));
     Labels, Numbers, |value, field, visitor| visitor.numbers(field, &mut label_bits(&value.0));
-    Kinds, Words, |value, field, visitor| visitor.words(field, &mut gap_kinds(value.0));
+    Kinds, Words, |value, field, visitor| visitor.words(field, value.0.bits().into(), gap_kinds(value.0));
 }
 
 macro_rules! table {

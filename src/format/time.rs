@@ -36,10 +36,20 @@ impl Rfc3339 {
     }
 }
 
+/// `"00"` to `"99"`.
+static PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[0; 2]; 100];
+    let mut value = 0;
+    while value < 100 {
+        pairs[value] = [b'0' + (value / 10) as u8, b'0' + (value % 10) as u8];
+        value += 1;
+    }
+    pairs
+};
+
 #[inline]
 fn two_digits(out: &mut [u8], value: u32) {
-    out[0] = b'0' + (value / 10) as u8;
-    out[1] = b'0' + (value % 10) as u8;
+    out[..2].copy_from_slice(&PAIRS[value as usize]);
 }
 
 /// The Gregorian date of a day since 1970-01-01, by eras of 400 years that begin in March, so that
