@@ -1,6 +1,8 @@
 //! The program as its users meet it: exit codes, errors of the configuration, help, manual,
 //! completions, the unit, a first run.
 
+#![allow(clippy::unwrap_used)] // Tests may, and so may what they share.
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
