@@ -7,6 +7,8 @@
 mod memory;
 mod select;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
