@@ -13,6 +13,7 @@ mod man;
 mod netns;
 mod output;
 mod run;
+mod schema;
 mod stats;
 
 use std::ffi::OsString;
@@ -56,6 +57,7 @@ enum Command {
     List(list::ListArgs),
     Count(count::CountArgs),
     Stats(stats::StatsArgs),
+    Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -109,6 +111,7 @@ fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::List(args) => list::list(&args),
         Command::Count(args) => count::count(&args),
         Command::Stats(args) => stats::stats(&args),
+        Command::Schema(args) => schema::schema(&args),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => man::man(&args),
     }

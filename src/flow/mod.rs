@@ -7,6 +7,7 @@ pub mod fields;
 mod gap;
 mod id;
 mod record;
+pub mod schema;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -20,7 +20,7 @@ use crate::lab::netns::Netns;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_conntrail");
 const COMMANDS: &[&str] =
-    &["run", "check", "events", "list", "count", "stats", "completions", "man"];
+    &["run", "check", "events", "list", "count", "stats", "schema", "completions", "man"];
 
 fn conntrail<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     Command::new(PROGRAM).args(args).env_remove("CONNTRAIL_LOG").output().expect("it was built")
