@@ -21,17 +21,16 @@ use crate::capture::{
     Sender, ValveConfig, queue,
 };
 use crate::config::{Config, EventKinds};
-use crate::control::{Error as ControlError, Tracking};
+use crate::control::{Error as ControlError, Tracking, push};
 use crate::flow::AgentAction;
 use crate::pipeline::{Decoder, Filter, Pipeline, PipelineStats, now};
-use crate::sink::SinkReport;
 use crate::spool::{Spool, SpoolClosed};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Notifier;
 use crate::telemetry::signals::{Request, Signals};
 
 use metering::Meters;
-use sinks::Sinks;
+use sinks::{Left, Sinks};
 
 /// Raw batches that wait for the pipeline: some 60,000 events, a third of a second of the fastest
 /// storm measured.
@@ -101,8 +100,8 @@ pub fn run(config: Config, options: Options) -> Result<(), AgentError> {
 enum End {
     /// Somebody asked for it.
     Asked,
-    /// The last sink is gone: nobody reads, as when stdout was closed.
-    NoReader(SinkReport),
+    /// The last sink was stdout and nobody reads it any more, as after `| head`: a quiet end.
+    NoReader,
     Broken(String),
 }
 
@@ -119,6 +118,8 @@ struct Agent {
     pipeline: JoinHandle<Result<(), SpoolClosed>>,
     capture: CaptureHandle,
     out: Sender,
+    /// The dump at start is under way.
+    dumping: bool,
 }
 
 impl Agent {
@@ -147,7 +148,8 @@ impl Agent {
             .spawn(move || pipeline.run())
             .map_err(AgentError::io("cannot start the pipeline's thread"))?;
         if !options.viewer {
-            say(&out, AgentAction::Started);
+            let started = Item::Note { action: AgentAction::Started, at: now() };
+            out.push(started).map_err(|closed| AgentError::Broken(closed.to_string()))?;
         }
         let capture = capture.start(out.clone())?;
         let meters = Meters {
@@ -172,6 +174,7 @@ impl Agent {
             pipeline,
             capture,
             out,
+            dumping: false,
         })
     }
 
@@ -188,18 +191,21 @@ impl Agent {
                 snapshot::take(out).await;
             }
         });
-        let mut dumping = true;
+        self.dumping = wanted;
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             let request = tokio::select! {
                 request = self.signals.next() => request,
-                () = &mut snapshot, if dumping => {
-                    dumping = false;
+                () = &mut snapshot, if self.dumping => {
+                    self.dumping = false;
                     continue;
                 }
                 report = self.sinks.ended() => match self.sinks.without(&report) {
-                    true => continue,
-                    false => return End::NoReader(report),
+                    Left::Others => continue,
+                    Left::NoReader => return End::NoReader,
+                    Left::None => {
+                        return End::Broken(format!("the last sink, {}, is gone", report.name));
+                    }
                 },
                 _ = look.tick() => match self.broken() {
                     Some(what) => return End::Broken(what),
@@ -230,7 +236,7 @@ impl Agent {
         self.notifier.stopping();
         let why = match &end {
             End::Asked => "asked to".to_owned(),
-            End::NoReader(report) => format!("sink {} is gone and was the last", report.name),
+            End::NoReader => "nobody reads stdout any more".to_owned(),
             End::Broken(what) => what.clone(),
         };
         tracing::info!(why, "stopping");
@@ -245,6 +251,7 @@ impl Agent {
             stats: self.stats,
             metrics: self.metrics,
             viewer: self.options.viewer,
+            dumping: self.dumping,
         };
         let drained = tokio::select! {
             drained = drain.run() => drained,
@@ -258,7 +265,7 @@ impl Agent {
         match (end, drained) {
             (_, Err(lost)) => Err(AgentError::Broken(lost)),
             (End::Broken(what), Ok(())) => Err(AgentError::Broken(what)),
-            (End::Asked | End::NoReader(_), Ok(())) => Ok(()),
+            (End::Asked | End::NoReader, Ok(())) => Ok(()),
         }
     }
 }
@@ -277,6 +284,7 @@ struct Drain {
     stats: Arc<PipelineStats>,
     metrics: Metrics,
     viewer: bool,
+    dumping: bool,
 }
 
 impl Drain {
@@ -290,9 +298,7 @@ impl Drain {
         if let Err(error) = self.capture.join() {
             failures.push(format!("capture failed: {error}"));
         }
-        if !self.viewer {
-            say(&self.out, AgentAction::Stopped);
-        }
+        last_words(&self.out, &self.spool, hurry, self.dumping, self.viewer).await;
         drop(self.out);
         wait(&self.spool, hurry, || self.pipeline.is_finished()).await;
         match self.pipeline.join() {
@@ -311,6 +317,22 @@ impl Drain {
     }
 }
 
+/// What stands behind the last event. A full queue is waited for only so long.
+async fn last_words(out: &Sender, spool: &Spool, hurry: Instant, dumping: bool, viewer: bool) {
+    let at = now();
+    let cut = Item::SnapshotEnd { complete: false, from: at, at };
+    let stopped = Item::Note { action: AgentAction::Stopped, at };
+    for (wanted, item) in [(dumping, cut), (!viewer, stopped)] {
+        if !wanted {
+            continue;
+        }
+        // Closed: the pipeline is gone, and its end says why.
+        if tokio::time::timeout_at(hurry.into(), push(out, item)).await.is_err() {
+            spool.hurry();
+        }
+    }
+}
+
 /// Waits until `ended`. When that takes too long, what waits for room in the spool is told to give
 /// up: then it ends.
 async fn wait(spool: &Spool, hurry: Instant, ended: impl Fn() -> bool) {
@@ -320,11 +342,6 @@ async fn wait(spool: &Spool, hurry: Instant, ended: impl Fn() -> bool) {
         }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-/// The pipeline is gone when it can't be said; that is seen elsewhere.
-fn say(out: &Sender, action: AgentAction) {
-    let _ = out.push(Item::Note { action, at: now() });
 }
 
 fn capture_config(config: &Config) -> CaptureConfig {

@@ -21,6 +21,15 @@ const RETIRE_WITHIN: Duration = Duration::from_secs(30);
 /// How much longer than its deadline a sink's thread is waited for.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// What is left when a sink ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    Others,
+    /// No other, and the reader of stdout went away.
+    NoReader,
+    None,
+}
+
 pub(super) struct Sinks {
     running: Vec<(SinkSettings, SinkHandle)>,
     spool: Arc<Spool>,
@@ -57,12 +66,18 @@ impl Sinks {
         self.reports.recv().await.expect("a sender lives beside the receiver")
     }
 
-    /// Goes on without a sink that ended; false when none is left.
-    pub(super) fn without(&mut self, report: &SinkReport) -> bool {
-        let before = self.running.len();
-        self.running.retain(|(settings, _)| settings.name != report.name);
-        // One that was retired is not among the running ones any more.
-        before == self.running.len() || !self.running.is_empty()
+    /// Goes on without a sink that ended.
+    pub(super) fn without(&mut self, report: &SinkReport) -> Left {
+        let mut gone = self.running.extract_if(.., |(settings, _)| settings.name == report.name);
+        let target = gone.next().map(|(settings, _)| settings.target);
+        drop(gone);
+        match target {
+            // One that was retired is not among the running ones any more.
+            None => Left::Others,
+            Some(_) if !self.running.is_empty() => Left::Others,
+            Some(SinkTarget::Stdout) => Left::NoReader,
+            Some(SinkTarget::File(_)) => Left::None,
+        }
     }
 
     pub(super) fn reopen(&self) {
@@ -143,7 +158,7 @@ impl Sinks {
 fn parts(settings: &SinkSettings, stats: &Arc<SinkStats>) -> std::io::Result<SinkParts> {
     let sink: Box<dyn Sink> = match &settings.target {
         SinkTarget::Stdout => Box::new(StdoutSink::new()?),
-        SinkTarget::File(file) => Box::new(FileSink::new(file_config(file), stats.clone())),
+        SinkTarget::File(file) => Box::new(FileSink::new(file.clone(), stats.clone())),
     };
     Ok(SinkParts { sink, format: settings.format.build(fields(&settings.fields)) })
 }
@@ -155,20 +170,5 @@ fn fields(choice: &FieldChoice) -> FieldSet {
         FieldChoice::Accounting => FieldSet::accounting(),
         FieldChoice::List(names) => FieldSet::list(names.iter().map(String::as_str))
             .expect("the configuration refuses names that no field has"),
-    }
-}
-
-fn file_config(file: &crate::config::FileSettings) -> crate::sink::FileConfig {
-    use crate::config::Compression;
-    crate::sink::FileConfig {
-        path: file.path.clone(),
-        rotate_size: file.rotate_size,
-        rotate_every: file.rotate_every,
-        keep: file.keep.unwrap_or(0),
-        compress: match file.compress {
-            Compression::None => crate::sink::Compress::None,
-            Compression::Gzip => crate::sink::Compress::Gzip,
-            Compression::Zstd => crate::sink::Compress::Zstd,
-        },
     }
 }

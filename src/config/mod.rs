@@ -26,9 +26,8 @@ use toml::de::DeTable;
 
 pub use problem::{ConfigError, Located};
 pub use resolved::{
-    CaptureSettings, Compression, Config, DEFAULT_SPOOL_SIZE, EventKinds, FieldChoice,
-    FileSettings, LogFormat, LogLevel, MAX_SPOOL_SIZE, MIN_SPOOL_SIZE, Method, SinkSettings,
-    SinkTarget, TelemetrySettings,
+    CaptureSettings, Config, DEFAULT_SPOOL_SIZE, EventKinds, FieldChoice, LogFormat, LogLevel,
+    MAX_SPOOL_SIZE, MIN_SPOOL_SIZE, Method, SinkSettings, SinkTarget, TelemetrySettings,
 };
 
 use problem::{Problem, line_of};

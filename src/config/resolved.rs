@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::format::FormatKind;
 use crate::pipeline::Filter;
+use crate::sink::{Compress, FileConfig};
 use crate::spool::{SpoolConfig, WhenFull};
 
 const KIB: u64 = 1024;
@@ -82,27 +83,7 @@ pub enum FieldChoice {
 #[derive(Clone, Debug, PartialEq)]
 pub enum SinkTarget {
     Stdout,
-    File(FileSettings),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileSettings {
-    pub path: PathBuf,
-    /// `None`: not by size.
-    pub rotate_size: Option<u64>,
-    /// `None`: not by time.
-    pub rotate_every: Option<Duration>,
-    /// How many rotated files stay. `None`: all.
-    pub keep: Option<usize>,
-    pub compress: Compression,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    None,
-    Gzip,
-    #[default]
-    Zstd,
+    File(FileConfig),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -184,11 +165,6 @@ impl Method {
     pub const ALL: &[(&str, Method)] = &[("auto", Method::Auto), ("socket", Method::Socket)];
 }
 
-impl Compression {
-    pub const ALL: &[(&str, Compression)] =
-        &[("none", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)];
-}
-
 impl LogLevel {
     pub const ALL: &[(&str, LogLevel)] = &[
         ("off", LogLevel::Off),
@@ -220,24 +196,22 @@ impl SinkSettings {
     }
 }
 
-impl FileSettings {
-    /// Smaller than a page, and a file would hold a handful of records.
-    pub const MIN_ROTATE_SIZE: u64 = 4 * KIB;
-    pub const MAX_ROTATE_SIZE: u64 = 1024 * GIB;
-    pub const MIN_ROTATE_EVERY: Duration = Duration::from_secs(1);
-    pub const MAX_ROTATE_EVERY: Duration = Duration::from_secs(366 * 24 * 3600);
-    /// More than a directory listing bears.
-    pub const MAX_KEEP: u64 = 1_000_000;
+/// Smaller than a page, and a file would hold a handful of records.
+pub(super) const MIN_ROTATE_SIZE: u64 = 4 * KIB;
+pub(super) const MAX_ROTATE_SIZE: u64 = 1024 * GIB;
+pub(super) const MIN_ROTATE_EVERY: Duration = Duration::from_secs(1);
+pub(super) const MAX_ROTATE_EVERY: Duration = Duration::from_secs(366 * 24 * 3600);
+/// More than a directory listing bears.
+pub(super) const MAX_KEEP: u64 = 1_000_000;
 
-    /// What a file sink does when it is given only a path.
-    pub fn new(path: PathBuf) -> Self {
-        FileSettings {
-            path,
-            rotate_size: Some(256 * MIB),
-            rotate_every: Some(Duration::from_secs(3600)),
-            keep: Some(48),
-            compress: Compression::default(),
-        }
+/// What a file sink does when it is given only a path.
+pub(super) fn default_file(path: PathBuf) -> FileConfig {
+    FileConfig {
+        path,
+        rotate_size: Some(256 * MIB),
+        rotate_every: Some(Duration::from_secs(3600)),
+        keep: Some(48),
+        compress: Compress::Zstd,
     }
 }
 

@@ -10,12 +10,16 @@ use crate::flow::FieldSet;
 use crate::flow::fields::FIELDS;
 use crate::format::FormatKind;
 use crate::pipeline::Filter;
+use crate::sink::{Compress, FileConfig};
 use crate::spool::WhenFull;
 
 use super::reader::{Reader, Section, Value};
 use super::resolved::{
-    CaptureSettings, Compression, Config, EventKinds, FieldChoice, FileSettings, LogFormat,
-    LogLevel, MAX_SPOOL_SIZE, MIN_SPOOL_SIZE, Method, SinkSettings, SinkTarget,
+    CaptureSettings, Config, EventKinds, FieldChoice, LogFormat, LogLevel, MAX_SPOOL_SIZE,
+    MIN_SPOOL_SIZE, Method, SinkSettings, SinkTarget,
+};
+use super::resolved::{
+    MAX_KEEP, MAX_ROTATE_EVERY, MAX_ROTATE_SIZE, MIN_ROTATE_EVERY, MIN_ROTATE_SIZE, default_file,
 };
 use super::values::{self, Refused};
 
@@ -398,24 +402,25 @@ fn file(
     sound: bool,
     name: &str,
     taken: &mut Taken,
-) -> Option<FileSettings> {
+) -> Option<FileConfig> {
     let path = path(reader, section, at, sound, name, taken);
     // Read on without a path: its other keys may be wrong as well.
-    let default = FileSettings::new(path.clone().unwrap_or_default());
-    let settings = FileSettings {
+    let default = default_file(path.clone().unwrap_or_default());
+    let compressions: Vec<_> = Compress::ALL.iter().map(|way| (way.name(), *way)).collect();
+    let settings = FileConfig {
         rotate_size: or_word(section, "rotate_size", "off", |section, key| {
-            let bounds = FileSettings::MIN_ROTATE_SIZE..=FileSettings::MAX_ROTATE_SIZE;
+            let bounds = MIN_ROTATE_SIZE..=MAX_ROTATE_SIZE;
             let advice = "a size of some MiB is usual, \"off\" does not rotate by size";
             reader.size(section, key, bounds, advice).or(default.rotate_size)
         }),
         rotate_every: or_word(section, "rotate_every", "off", |section, key| {
-            let bounds = FileSettings::MIN_ROTATE_EVERY..=FileSettings::MAX_ROTATE_EVERY;
+            let bounds = MIN_ROTATE_EVERY..=MAX_ROTATE_EVERY;
             reader.duration(section, key, bounds).or(default.rotate_every)
         }),
         keep: or_word(section, "keep", "all", |section, key| {
             keep(reader, section, key).or(default.keep)
         }),
-        compress: reader.choice(section, "compress", Compression::ALL, default.compress),
+        compress: reader.choice(section, "compress", &compressions, default.compress),
         path: default.path,
     };
     path.map(|_| settings)
@@ -439,7 +444,7 @@ fn keep(reader: &mut Reader, section: Section<'_>, key: &str) -> Option<usize> {
         reader.wrong_type(value, key, help);
         return None;
     }
-    let count = reader.integer(value, key, FileSettings::MAX_KEEP)?;
+    let count = reader.integer(value, key, MAX_KEEP)?;
     if count == 0 {
         reader.problem(value.span(), "keep: 0 would delete each file as it is rotated", help);
         return None;

@@ -8,9 +8,11 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::resolved::{MAX_KEEP, MAX_ROTATE_SIZE, MIN_ROTATE_SIZE, default_file};
 use super::*;
 use crate::format::FormatKind;
 use crate::pipeline::Filter;
+use crate::sink::{Compress, FileConfig};
 use crate::spool::{SpoolConfig, WhenFull};
 
 fn read(text: &str) -> Config {
@@ -51,7 +53,7 @@ fn the_shipped_file_shows_every_key_and_its_default() {
     let mut config = read(&on);
     assert_eq!(config.agent_name, "gw1");
     config.agent_name = Config::default().agent_name;
-    let file = FileSettings::new(PathBuf::from("/var/log/conntrail/flows.json"));
+    let file = default_file(PathBuf::from("/var/log/conntrail/flows.json"));
     let [stdout, flows] = config.sinks.try_into().expect("two sinks are shown");
     assert_eq!(stdout, SinkSettings::stdout());
     assert_eq!(flows.target, SinkTarget::File(file));
@@ -133,12 +135,12 @@ fn each_key_reaches_its_setting() {
                 name: "flows".to_owned(),
                 format: FormatKind::Json,
                 fields: FieldChoice::List(vec!["ts".to_owned(), "src_ip".to_owned()]),
-                target: SinkTarget::File(FileSettings {
+                target: SinkTarget::File(FileConfig {
                     path: PathBuf::from("/tmp/flows.json"),
                     rotate_size: None,
                     rotate_every: Some(Duration::from_secs(86_400)),
                     keep: None,
-                    compress: Compression::None,
+                    compress: Compress::None,
                 }),
             },
         ],
@@ -398,13 +400,13 @@ fn any_capture() -> impl Strategy<Value = CaptureSettings> {
 }
 
 fn any_file(path: PathBuf) -> impl Strategy<Value = SinkTarget> {
-    let sizes = FileSettings::MIN_ROTATE_SIZE..=FileSettings::MAX_ROTATE_SIZE;
+    let sizes = MIN_ROTATE_SIZE..=MAX_ROTATE_SIZE;
     let times = 1_000..=366 * 86_400_000_u64;
-    let compressions: Vec<_> = Compression::ALL.iter().map(|(_, c)| *c).collect();
-    let keep = option::of(1..=FileSettings::MAX_KEEP as usize);
+    let compressions: Vec<_> = Compress::ALL.to_vec();
+    let keep = option::of(1..=MAX_KEEP as usize);
     (option::of(sizes), option::of(times), keep, select(compressions)).prop_map(
         move |(rotate_size, millis, keep, compress)| {
-            SinkTarget::File(FileSettings {
+            SinkTarget::File(FileConfig {
                 path: path.clone(),
                 rotate_size,
                 rotate_every: millis.map(Duration::from_millis),

@@ -5,11 +5,9 @@ use std::fmt::{self, Display, Write};
 use toml::Value;
 
 use crate::format::FormatKind;
+use crate::sink::FileConfig;
 
-use super::resolved::{
-    Compression, Config, FieldChoice, FileSettings, LogFormat, Method, SinkSettings, SinkTarget,
-    name_of,
-};
+use super::resolved::{Config, FieldChoice, LogFormat, Method, SinkSettings, SinkTarget, name_of};
 use super::values::{format_duration, format_ports, format_protocol, format_size};
 
 /// Writes every key, defaults included.
@@ -71,7 +69,7 @@ fn put_sink(out: &mut String, sink: &SinkSettings) -> fmt::Result {
     writeln!(out)
 }
 
-fn put_file(out: &mut String, file: &FileSettings) -> fmt::Result {
+fn put_file(out: &mut String, file: &FileConfig) -> fmt::Result {
     let path = file.path.to_str().expect("a path that came out of a TOML string is UTF-8");
     writeln!(out, "path = {}", quoted(path))?;
     let size = file.rotate_size.map_or("off".to_owned(), format_size);
@@ -82,7 +80,7 @@ fn put_file(out: &mut String, file: &FileSettings) -> fmt::Result {
         Some(count) => writeln!(out, "keep = {count}")?,
         None => writeln!(out, "keep = \"all\"")?,
     }
-    writeln!(out, "compress = \"{}\"", name_of(Compression::ALL, file.compress))
+    writeln!(out, "compress = \"{}\"", file.compress.name())
 }
 
 /// A TOML string, escaped as it must be.

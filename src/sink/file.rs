@@ -82,8 +82,8 @@ pub struct FileConfig {
     pub rotate_size: Option<u64>,
     /// A file is rotated at each multiple of this since 1970, UTC: `1h` at the full hour.
     pub rotate_every: Option<Duration>,
-    /// How many rotated files are kept; 0 keeps all.
-    pub keep: usize,
+    /// How many rotated files are kept; `None` keeps all.
+    pub keep: Option<usize>,
     pub compress: Compress,
 }
 

@@ -93,7 +93,7 @@ fn plain(path: &Path) -> FileConfig {
         path: path.to_owned(),
         rotate_size: None,
         rotate_every: None,
-        keep: 0,
+        keep: None,
         compress: Compress::None,
     }
 }
@@ -216,7 +216,7 @@ fn removing_the_log_of_a_full_disk_frees_it_and_the_rest_comes() {
 fn retention_keeps_a_log_within_a_disk_that_is_too_small_for_all_of_it() {
     let Some(disk) = SmallDisk::new() else { return };
     let path = disk.file();
-    let running = run(FileConfig { rotate_size: Some(120_000), keep: 2, ..plain(&path) });
+    let running = run(FileConfig { rotate_size: Some(120_000), keep: Some(2), ..plain(&path) });
     // Three times the disk, at the rate of somebody who waits for retention now and then.
     for round in 1..=10 {
         running.append(500);

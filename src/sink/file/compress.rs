@@ -67,7 +67,7 @@ pub(super) struct Archiver {
 impl Archiver {
     pub(super) fn start(
         archive: Archive,
-        keep: usize,
+        keep: Option<usize>,
         compress: Compress,
         stats: Arc<SinkStats>,
     ) -> io::Result<Self> {
@@ -121,7 +121,7 @@ impl Drop for Archiver {
 #[derive(Debug)]
 struct Worker {
     archive: Archive,
-    keep: usize,
+    keep: Option<usize>,
     compress: Compress,
     stats: Arc<SinkStats>,
     shared: Arc<Shared>,
@@ -163,8 +163,10 @@ impl Worker {
                 self.remove(path);
             }
             let mut rotated: Vec<_> = listing.rotated.into_iter().collect();
-            if self.keep > 0 && rotated.len() > self.keep {
-                for (_, forms) in rotated.drain(..rotated.len() - self.keep) {
+            if let Some(keep) = self.keep
+                && rotated.len() > keep
+            {
+                for (_, forms) in rotated.drain(..rotated.len() - keep) {
                     for path in &forms {
                         self.remove(path);
                     }

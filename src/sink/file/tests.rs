@@ -91,7 +91,7 @@ impl Bench {
             path: dir.path().join("f.json"),
             rotate_size: None,
             rotate_every: None,
-            keep: 0,
+            keep: None,
             compress: Compress::None,
         };
         change(&mut config);
@@ -420,7 +420,7 @@ fn rotation_by_time_comes_at_the_full_multiple_with_or_without_records_and_for_a
 fn a_clock_that_jumps_either_way_rotates_once_and_retention_still_keeps_the_newest() {
     let bench = Bench::new(|config| {
         config.rotate_every = Some(Duration::from_secs(3600));
-        config.keep = 2;
+        config.keep = Some(2);
     });
     let mut sink = bench.sink();
     for (number, jump) in [0, 86_400, -86_400, 0, -864_000, 0, 3600].into_iter().enumerate() {
@@ -456,7 +456,7 @@ fn a_rotation_that_fails_lets_the_file_grow() {
 fn only_the_newest_rotated_files_are_kept_and_nothing_else_is_touched() {
     let bench = Bench::new(|config| {
         config.rotate_size = Some(10);
-        config.keep = 3;
+        config.keep = Some(3);
     });
     let foreign = bench.dir.path().join("f.json.1");
     fs::write(&foreign, "foreign").unwrap();
