@@ -16,7 +16,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::capture::{Item, RawBatch, Receiver, ValveChange};
 use crate::ctnetlink::{
-    Attrs, Class, Event, Expect, Kind, Malformed, Message, decode_conn, decode_expect, messages,
+    Attrs, Class, Event, Expect, Kind, Malformed, Message, SeqAdj, Synproxy, decode_conn,
+    decode_expect, messages,
 };
 use crate::flow::{
     AgentAction, AgentNote, Body, Expectation, Flow, FlowEvent, FlowIds, Gap, GapCause, GapKinds,
@@ -190,9 +191,8 @@ impl Decoder {
             return;
         }
         let mut conn = *conn;
-        if let Some(rare) = &rare {
-            conn.present |= rare.present;
-        }
+        let known = rare.as_ref().map_or(Attrs::empty(), |rare| rare.present);
+        conn.present = (conn.present - RARE) | known;
         let flow = Flow {
             event: event_of(event.kind),
             overtaken,
@@ -216,11 +216,11 @@ impl Decoder {
     /// DESTROY carries no helper, labels, secctx or master.
     #[inline]
     fn rare(&mut self, event: &Event<'_>, flow_id: u64) -> Option<memory::Remembered> {
-        let has_rare = event.conn.present.intersects(RARE);
-        if !has_rare && self.rare.is_empty() {
+        let said = rare_attributes(event);
+        if said.is_empty() && self.rare.is_empty() {
             return None;
         }
-        let fresh = has_rare.then(|| remembered(event));
+        let fresh = (!said.is_empty()).then(|| remembered(event, said));
         if event.kind == Kind::Destroy {
             return self.rare.take(flow_id, fresh);
         }
@@ -282,9 +282,30 @@ impl Decoder {
 /// that has them, but a DESTROY may leave them out as well.
 const RARE: Attrs = Attrs::EXTRA.union(Attrs::HELPER).union(Attrs::SECCTX);
 
-fn remembered(event: &Event<'_>) -> memory::Remembered {
+/// The rare attributes that say something. Flows that ctnetlink itself inserted carry both extensions
+/// whether they are in use or not (`ctnetlink_create_conntrack`), and so all zeros: remembering those
+/// took half of the pipeline's time in a storm of inserted flows.
+fn rare_attributes(event: &Event<'_>) -> Attrs {
+    let mut said = event.conn.present & RARE;
+    let extra = &event.extra;
+    if said.is_empty() {
+        return said;
+    }
+    said.set(
+        Attrs::SYNPROXY,
+        said.contains(Attrs::SYNPROXY) && extra.synproxy != Synproxy::default(),
+    );
+    let adjusts = |attr, adjustment| said.contains(attr) && adjustment != SeqAdj::default();
+    let orig = adjusts(Attrs::SEQ_ADJ_ORIG, extra.seq_adj_orig);
+    let reply = adjusts(Attrs::SEQ_ADJ_REPLY, extra.seq_adj_reply);
+    said.set(Attrs::SEQ_ADJ_ORIG, orig);
+    said.set(Attrs::SEQ_ADJ_REPLY, reply);
+    said
+}
+
+fn remembered(event: &Event<'_>, said: Attrs) -> memory::Remembered {
     memory::Remembered {
-        present: event.conn.present & RARE,
+        present: said,
         rare: Box::new(Rare {
             extra: event.extra,
             helper: text(event.helper),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ctnetlink::request::{Header, Writer, message_type, write_tuple};
-use crate::ctnetlink::uapi::conntrack::{cta, help};
+use crate::ctnetlink::uapi::conntrack::{cta, help, synproxy};
 use crate::ctnetlink::{Tuple, TupleParts};
 use crate::flow::FieldSet;
 
@@ -113,6 +113,23 @@ fn a_destroy_carries_the_helper_that_only_the_new_had() {
     let rare = flow(&records[3]).rare.as_ref().unwrap();
     assert_eq!(&*rare.helper, "ftp");
     assert!(flow(&records[3]).conn.has(Attrs::HELPER));
+}
+
+#[test]
+fn a_synproxy_extension_that_is_not_in_use_is_not_told() {
+    let inserted = message(NEW, CREATE, 1, |writer| {
+        writer.nest(cta::CTA_SYNPROXY, |nest| {
+            for attribute in [synproxy::CTA_SYNPROXY_ISN, synproxy::CTA_SYNPROXY_ITS] {
+                nest.be32(attribute, 0);
+            }
+            nest.be32(synproxy::CTA_SYNPROXY_TSOFF, 0);
+        });
+    });
+    let mut decoder = decoder(Filter::default(), false);
+    let records = records(&mut decoder, &[Item::Events(batch(&[inserted]))]);
+    assert!(flow(&records[0]).rare.is_none());
+    assert!(!flow(&records[0]).conn.has(Attrs::SYNPROXY));
+    assert!(decoder.rare.is_empty());
 }
 
 #[test]
