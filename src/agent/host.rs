@@ -8,26 +8,31 @@ use super::AgentError;
 
 /// Looks at the host before anything is opened. Gives the tracking that was switched on.
 pub(super) async fn prepare(settings: &CaptureSettings) -> Result<Option<Tracking>, AgentError> {
-    refuse_fatal(&Facts::read().await?)?;
-    let tracking = match settings.enable_tracking {
-        true => Some(enable_tracking().await?),
-        false => None,
-    };
-    if let Some(tracking) = &tracking {
-        let changed: Vec<_> = tracking.changed().map(|(name, _)| name).collect();
-        tracing::info!(
-            table = tracking.table(),
-            settings = changed.join(","),
-            "conntrack is switched on here until the agent ends"
-        );
+    let mut facts = Facts::read().await?;
+    refuse_fatal(&facts)?;
+    let mut tracking = None;
+    if settings.enable_tracking {
+        let on = enable_tracking().await?;
+        report(&on);
+        tracking = Some(on);
+        facts = Facts::read().await?;
     }
-    for finding in findings(&Facts::read().await?) {
+    for finding in findings(&facts) {
         match finding.severity {
             Severity::Fatal | Severity::Warning => tracing::warn!("{finding}"),
             Severity::Notice => tracing::info!("{finding}"),
         }
     }
     Ok(tracking)
+}
+
+fn report(tracking: &Tracking) {
+    let changed: Vec<_> = tracking.changed().map(|(name, _)| name).collect();
+    tracing::info!(
+        table = tracking.table(),
+        settings = changed.join(","),
+        "conntrack is switched on here until the agent ends"
+    );
 }
 
 fn refuse_fatal(facts: &Facts) -> Result<(), AgentError> {
