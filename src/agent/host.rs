@@ -33,6 +33,9 @@ fn report(tracking: &Tracking) {
         settings = changed.join(","),
         "conntrack is switched on here until the agent ends"
     );
+    for error in tracking.unchanged() {
+        tracing::warn!(%error, "a setting stays as it is");
+    }
 }
 
 fn refuse_fatal(facts: &Facts) -> Result<(), AgentError> {
