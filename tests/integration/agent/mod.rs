@@ -159,6 +159,12 @@ fn has_record(process: &AgentProcess, needle: &str) -> bool {
     std::fs::read_to_string(process.path("flows.json")).is_ok_and(|text| text.contains(needle))
 }
 
+/// Whether the file has that many lines with `needle` in them, or more.
+fn has_lines(process: &AgentProcess, needle: &str, count: usize) -> bool {
+    let text = std::fs::read_to_string(process.path("flows.json"));
+    text.is_ok_and(|text| text.matches(needle).count() >= count)
+}
+
 fn signal(process: &mut AgentProcess, signal: Signal) {
     process.signal(signal).expect("it runs");
 }
@@ -205,9 +211,9 @@ impl Counters {
         assert!(!sinks.is_empty(), "{self:#?}");
         for sink in sinks {
             let of = |name: &str| self.get(&format!("{name}{sink}"));
-            let accounted =
-                of(acked) + of_or_none(self, "sink_records_pending", &sink)
-                    + of_or_none(self, "sink_records_lapped_total", &sink);
+            let accounted = of(acked)
+                + of_or_none(self, "sink_records_pending", &sink)
+                + of_or_none(self, "sink_records_lapped_total", &sink);
             assert_eq!(accounted, appended, "{sink}: {self:#?}");
         }
     }
