@@ -6,6 +6,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod agent;
 mod capture;
 mod cli;
 mod codec;

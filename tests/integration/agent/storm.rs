@@ -1,0 +1,66 @@
+//! 500,000 flows come and go as fast as the kernel can: every end has a record, every loss a count.
+
+use std::time::{Duration, Instant};
+
+use super::scan::{Scan, Tail};
+use super::{Counters, PATIENCE, TO_FILE, can_run, end_well, start, storm_turn, tracking_netns};
+use crate::lab::generator::{Flows, Generator};
+use crate::lab::limit::HostLimit;
+
+const FLOWS: u32 = 500_000;
+
+#[test]
+fn a_storm_has_every_end_and_every_loss_is_counted() {
+    if !can_run("a storm", &["nft", "ip"]) {
+        return;
+    }
+    let _turn = storm_turn();
+    let _limit = HostLimit::at_least(u64::from(FLOWS) + 100_000).expect("the limit");
+    let netns = tracking_netns("storm");
+    let flows = Flows::default();
+    let mut process = start(&netns, TO_FILE);
+    let mut generator = Generator::new(&netns).expect("a socket");
+
+    let created = generator.insert(&flows, 0..FLOWS).expect("creations");
+    assert_eq!((created.done, created.refused.len()), (u64::from(FLOWS), 0));
+    let flushed = generator.flush().expect("a flush");
+    let begun = Instant::now();
+    let mut tail = Tail::new(&process.path("flows.json"), "\"event\":\"destroy\"");
+    tail.wait_for(u64::from(FLOWS), PATIENCE);
+    let drained = begun.elapsed();
+    let counters = end_well(&mut process);
+    let ended = process.wait(Duration::ZERO).expect("it has ended");
+
+    let read = Instant::now();
+    let scan = Scan::of(&process.path("flows.json"), &flows, FLOWS);
+    check(&scan, &counters);
+    let (lost, _) = scan.lost("new");
+    println!(
+        "{FLOWS} flows: created {:.0}/s, flushed {:.0}/s, recorded {:.1} s later; {} new, {lost} \
+         lost, {} destroys; {:.2} µs CPU an event, {} KiB; read in {:.1} s",
+        created.rate(),
+        f64::from(FLOWS) / flushed.as_secs_f64(),
+        drained.as_secs_f64(),
+        scan.news(),
+        scan.destroys(),
+        ended.usage.cpu.as_secs_f64() * 1e6 / f64::from(2 * FLOWS),
+        ended.usage.peak_rss_kib,
+        read.elapsed().as_secs_f64()
+    );
+}
+
+fn check(scan: &Scan, counters: &Counters) {
+    assert_eq!(scan.lost("destroy"), (0, true), "{:?}", scan.others);
+    assert_eq!(scan.destroys(), u64::from(FLOWS));
+    let (lost, exact) = scan.lost("new");
+    assert!(exact, "{:?}", scan.others);
+    assert_eq!(scan.news() + lost, u64::from(FLOWS));
+    assert_eq!(scan.notes(), ["started", "stopped"]);
+    counters.balance(scan.notes().len() as u64);
+    assert_eq!(counters.get("records_appended_total"), scan.records);
+    // The same losses by the kernel's own counter.
+    let drops = counters.0.iter().find(|(name, _)| {
+        name.starts_with("netlink_socket_drops_total") && name.contains("socket=\"events\"")
+    });
+    assert_eq!(drops.map(|(_, drops)| *drops), Some(lost));
+}
