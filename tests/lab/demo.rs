@@ -4,6 +4,7 @@
 //! field that the plan knows is right in both.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ use super::traffic::{self, Key, Planned};
 
 /// Each kind of flow in both families and on all paths comes up within this many.
 const FLOWS: usize = 200;
-/// So slow that a person can watch: four threads, so about 130 flows a second.
-const PACE: Duration = Duration::from_millis(30);
+/// So slow that a person can watch: four threads, so 25 flows a second and eight seconds in all.
+const PACE: Duration = Duration::from_millis(160);
 const READY_LIMIT: Duration = Duration::from_secs(5);
 /// A second after its last packet a flow ends; the kernel needs a moment to notice.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -49,21 +50,33 @@ type = "stdout"
 format = "conntrack"
 "#;
 
+const INTRODUCTION: &str = "\
+The agent runs on a NAT gateway, in a network namespace of its own. Flows of all kinds go through it
+now; the kernel tells of each when it begins ([NEW]) and when it ends ([DESTROY], with its counters).
+First pair of addresses: the packet that began it. Second pair: the reply that is expected; where that
+comes from, or goes to, another address, the gateway translates.
+";
+
 /// One line of the table.
 #[derive(Debug, Default)]
 struct Line {
     new: u64,
     destroy: u64,
+    /// Of `destroy`, in the order of [`NAT`].
+    nat: [u64; NAT.len()],
     sent: u64,
     received: u64,
 }
+
+/// The translations that a record may name; a record that names none is the first.
+const NAT: [&str; 4] = ["none", "snat", "dnat", "both"];
 
 /// Runs the demo; true when every flow was seen as it was driven.
 pub(crate) fn run(agent: &Path) -> Result<bool> {
     let _limit = HostLimit::at_least(10_000)?;
     let lab = Gateway::new()?;
     lab.short_timeouts()?;
-    println!("Starting the agent on a NAT gateway in a namespace of its own.\n");
+    println!("{INTRODUCTION}");
     let mut process = AgentProcess::start(&lab.gateway, agent, CONFIG, Output::Shown)?;
     process.wait_ready(READY_LIMIT)?;
 
@@ -79,21 +92,34 @@ pub(crate) fn run(agent: &Path) -> Result<bool> {
     let records = records::read(&file)?;
     process.keep_dir();
     print_table(&records);
+    let text = fs::read_to_string(&file)?;
+    if let Some((line, _)) = text.lines().zip(&records).find(|(_, record)| is_example(record)) {
+        println!("\nOne of the records, a line of JSON each:\n{line}");
+    }
     let faults = compare(&flows, &records);
+    println!();
     for fault in faults.iter().take(20) {
         println!("WRONG  {fault}");
     }
     if faults.is_empty() {
-        println!("\nEach of the {FLOWS} flows has its new and its destroy, as it was driven.");
+        println!("Each of the {FLOWS} flows has its new and its destroy, as it was driven.");
     } else {
-        println!("\n{} faults in {FLOWS} flows.", faults.len());
+        println!("{} faults in {FLOWS} flows.", faults.len());
     }
     println!("All records: {}", file.display());
     Ok(faults.is_empty())
 }
 
+/// What most people come for: who was behind the gateway's address.
+fn is_example(record: &Value) -> bool {
+    record["event"] == "destroy"
+        && record["proto_name"] == "tcp"
+        && record["nat"] == "snat"
+        && record["reply_packets"].as_u64() > Some(1)
+}
+
 fn print_table(records: &[Value]) {
-    let mut lines: BTreeMap<(String, String, String), Line> = BTreeMap::new();
+    let mut lines: BTreeMap<(String, String), Line> = BTreeMap::new();
     let mut others: BTreeMap<&str, u64> = BTreeMap::new();
     for record in records {
         let text = |name: &str| record.get(name).and_then(Value::as_str);
@@ -103,39 +129,48 @@ fn print_table(records: &[Value]) {
             continue;
         }
         let proto = text("proto_name").map_or_else(|| record["proto"].to_string(), str::to_owned);
-        let family = text("family").unwrap_or("?").to_owned();
-        let nat = text("nat").unwrap_or("none").to_owned();
-        let line = lines.entry((proto, family, nat)).or_default();
+        let line = lines.entry((proto, text("family").unwrap_or("?").to_owned())).or_default();
         let number = |name: &str| record.get(name).and_then(Value::as_u64).unwrap_or(0);
         match event {
             "new" => line.new += 1,
             "destroy" => {
                 line.destroy += 1;
+                let nat = text("nat").unwrap_or(NAT[0]);
+                if let Some(column) = NAT.iter().position(|name| *name == nat) {
+                    line.nat[column] += 1;
+                }
                 line.sent += number("orig_bytes");
                 line.received += number("reply_bytes");
             }
             other => *others.entry(other).or_default() += 1,
         }
     }
-    println!("\nprotocol    family  nat      new  destroy  bytes sent  bytes received");
+    println!("\n                               ------- translated -------");
+    println!(
+        "protocol  family  new  destroy     no  source  dest.  both  bytes sent  bytes received"
+    );
     let mut total = Line::default();
-    for ((proto, family, nat), line) in &lines {
-        print_line(proto, family, nat, line);
+    for ((proto, family), line) in &lines {
+        print_line(proto, family, line);
         total.new += line.new;
         total.destroy += line.destroy;
         total.sent += line.sent;
         total.received += line.received;
+        for (sum, count) in total.nat.iter_mut().zip(line.nat) {
+            *sum += count;
+        }
     }
-    print_line("all", "", "", &total);
+    print_line("all", "", &total);
     for (event, count) in others {
-        println!("{event:<10}  {count} records");
+        println!("besides: {count} records of kind {event}");
     }
 }
 
-fn print_line(proto: &str, family: &str, nat: &str, line: &Line) {
-    let Line { new, destroy, sent, received } = line;
+fn print_line(proto: &str, family: &str, line: &Line) {
+    let Line { new, destroy, nat: [none, snat, dnat, both], sent, received } = line;
     println!(
-        "{proto:<10}  {family:<6}  {nat:<5}  {new:>5}  {destroy:>7}  {sent:>10}  {received:>14}"
+        "{proto:<8}  {family:<6}  {new:>3}  {destroy:>7}  {none:>5}  {snat:>6}  {dnat:>5}  {both:>4}  \
+         {sent:>10}  {received:>14}"
     );
 }
 
