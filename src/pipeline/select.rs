@@ -113,38 +113,14 @@ fn ends(tuple: &Tuple) -> impl Iterator<Item = IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Body;
+    use crate::flow::testing::masqueraded;
 
     /// 10.0.0.5:51234 → 198.51.100.7:443, masqueraded to 203.0.113.9:61022.
     fn conn() -> Conn {
-        let parts = TupleParts::SRC
-            | TupleParts::DST
-            | TupleParts::PROTO
-            | TupleParts::SRC_PORT
-            | TupleParts::DST_PORT;
-        let ip = |a: [u8; 4]| {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&a);
-            bytes
-        };
-        let tuple = Tuple { parts, proto: 6, ..Tuple::default() };
-        Conn {
-            present: Attrs::TUPLE_ORIG | Attrs::TUPLE_REPLY | Attrs::STATUS,
-            status: 1 << 4,
-            orig: Tuple {
-                src_bytes: ip([10, 0, 0, 5]),
-                dst_bytes: ip([198, 51, 100, 7]),
-                src_port: 51234,
-                dst_port: 443,
-                ..tuple
-            },
-            reply: Tuple {
-                src_bytes: ip([198, 51, 100, 7]),
-                dst_bytes: ip([203, 0, 113, 9]),
-                src_port: 443,
-                dst_port: 61022,
-                ..tuple
-            },
-            ..Conn::default()
+        match masqueraded().body {
+            Body::Flow(flow) => flow.conn,
+            body => panic!("no flow: {body:?}"),
         }
     }
 
