@@ -451,7 +451,7 @@ fn check_derived(flows: &[Planned], records: &[Value]) {
 }
 
 /// Source port of a connection over loopback, with a word each way.
-fn tcp(netns: &Netns, host: &str) -> u16 {
+pub(super) fn tcp(netns: &Netns, host: &str) -> u16 {
     let (listener, mut ours) = netns.run(|| {
         let listener = TcpListener::bind((host, 0)).expect("a port");
         let address = listener.local_addr().expect("an address");
