@@ -72,8 +72,7 @@ fn without_nfnetlink_it_says_what_to_load_and_ends_with_69() {
     let netns = Netns::new("bare").expect("a namespace");
     let strace = |inject: &str| {
         // -D: the program stays our child. The calls that are traced go nowhere.
-        let words =
-            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, PROGRAM, "run"];
+        let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, PROGRAM, "run"];
         ends(&netns, &words)
     };
     // What socket(2) says where AF_NETLINK has no NETLINK_NETFILTER.
