@@ -71,7 +71,7 @@ fn without_nfnetlink_it_says_what_to_load_and_ends_with_69() {
     }
     let netns = Netns::new("bare").expect("a namespace");
     let strace = |inject: &str| {
-        // -D: the program stays our child. The calls that are traced go nowhere.
+        // What is traced goes nowhere.
         let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, PROGRAM, "run"];
         ends(&netns, &words)
     };
@@ -83,7 +83,7 @@ fn without_nfnetlink_it_says_what_to_load_and_ends_with_69() {
 
 #[test]
 fn settings_that_are_off_are_said_once_each_with_the_command_that_works() {
-    if !can_run("settings", &["ip", "nft", "sysctl"]) {
+    if !can_run("settings", &["ip", "nft", "sysctl", "conntrack"]) {
         return;
     }
     let _limit = HostLimit::at_least(10_000).expect("the limit");
@@ -113,6 +113,26 @@ fn settings_that_are_off_are_said_once_each_with_the_command_that_works() {
     let end = of_event(&records, "destroy").find(|end| end["src_port"] == port).expect("one");
     assert!(end["orig_bytes"].is_u64() && end["start"].is_string(), "{end}");
     assert_eq!(of_event(&records, "new").count(), 1, "the first one had no events: {records:?}");
+}
+
+/// Flows that began while nobody listened end without an event, unless events are on for good.
+#[test]
+fn flows_that_are_older_than_automatic_events_are_said() {
+    if !can_run("automatic events", &["ip", "nft"]) {
+        return;
+    }
+    let _limit = HostLimit::at_least(10_000).expect("the limit");
+    let netns = tracking_netns("auto");
+    netns.conntrack_settings(2, true, true).expect("settings");
+    udp(&netns, "127.0.0.1");
+    let process = start(&netns, TO_FILE);
+    let log = process.stderr().expect("a log");
+    let said = "nf_conntrack_events is 2 (automatic)";
+    assert_eq!(log.matches(said).count(), 1, "{log}");
+    assert!(log.contains("1 flows are older than this agent"), "{log}");
+    assert!(log.contains("Mend it: sysctl -w net.netfilter.nf_conntrack_events=1"), "{log}");
+    let records = finish(process);
+    assert_eq!(of_event(&records, "snapshot").count(), 1, "it is recorded as it is: {records:?}");
 }
 
 #[test]

@@ -5,6 +5,9 @@
 //! code with the agent. Waits have generous bounds and end as soon as what they wait for is there:
 //! nothing is decided by how fast this host is.
 
+// What was measured on the way is worth reading, with `--nocapture`.
+#![allow(clippy::print_stdout)]
+
 mod filter;
 mod flows;
 mod host;

@@ -71,7 +71,7 @@ fn churn(generator: &mut Generator, flows: &Flows, stop: &AtomicBool) -> u32 {
         }
         let portion = YOUNG + begun..YOUNG + begun + STEP;
         assert_eq!(generator.insert(flows, portion.clone()).expect("flows").done, u64::from(STEP));
-        if begun / STEP % 2 == 1 {
+        if !(begun / STEP).is_multiple_of(2) {
             generator.delete(flows, portion).expect("deletions");
         }
         begun += STEP;
@@ -134,7 +134,7 @@ fn check(stories: &HashMap<u32, Story>, begun: u32, snapshots: usize) {
     for young in 0..begun {
         let story = of(YOUNG + young);
         assert_eq!(story.new.is_some(), young >= first, "flow {young}: {story:?}");
-        let stayed = young / STEP % 2 == 0;
+        let stayed = (young / STEP).is_multiple_of(2);
         if young >= first || stayed {
             assert!(story.destroy.is_some(), "flow {young}: {story:?}");
         }
