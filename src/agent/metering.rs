@@ -159,7 +159,7 @@ pub(super) fn balance(
 fn undelivered(report: &SinkReport) -> Option<String> {
     let name = &report.name;
     match &report.outcome {
-        Outcome::Drained => None,
+        Outcome::Drained | Outcome::Gone(_) => None,
         Outcome::Fatal(why) => Some(format!("sink {name} failed: {why}")),
         Outcome::Deadline | Outcome::Stuck => Some(format!(
             "{} records were not delivered to sink {name} in time; a spool in memory ends with the agent",

@@ -42,6 +42,8 @@ pub enum Outcome {
     Drained,
     /// The time was over first; the cursor stays where it is.
     Deadline,
+    /// The reader went away: nobody lacks the records that are left; its cursor is forgotten.
+    Gone(String),
     /// The sink can't take records any more; its cursor is forgotten.
     Fatal(String),
     /// The thread did not end in time, for example in a write to a hung file system.
@@ -237,10 +239,13 @@ struct Driver {
 
 impl Driver {
     fn run(&mut self) -> Outcome {
-        self.work().unwrap_or_else(|Fatal(error)| Outcome::Fatal(error))
+        self.work().unwrap_or_else(|end| match end {
+            GivenUp::Gone(error) => Outcome::Gone(error),
+            GivenUp::Fatal(error) => Outcome::Fatal(error),
+        })
     }
 
-    fn work(&mut self) -> Result<Outcome, Fatal> {
+    fn work(&mut self) -> Result<Outcome, GivenUp> {
         self.look_after_sink()?;
         loop {
             self.obey(true)?;
@@ -304,7 +309,7 @@ impl Driver {
     }
 
     /// Hands the chunk out until all of it is taken, a command came or the time to stop.
-    fn deliver(&mut self) -> Result<(), Fatal> {
+    fn deliver(&mut self) -> Result<(), GivenUp> {
         while self.done < self.chunk.len() {
             let (done, result) = self.parts.sink.deliver(&self.chunk, self.done);
             self.acknowledge(done);
@@ -318,9 +323,10 @@ impl Driver {
                     self.shared.sleep(self.until_stop(wait));
                 }
                 Err(SinkError::Busy) => self.stats.busy.add(1),
+                Err(SinkError::Gone(why)) => return Err(GivenUp::Gone(why)),
                 Err(SinkError::Fatal(error)) => {
                     self.stats.errors.add(1);
-                    return Err(Fatal(error));
+                    return Err(GivenUp::Fatal(error));
                 }
             }
             // In the middle of a line the same sink must go on.
@@ -347,7 +353,7 @@ impl Driver {
     }
 
     /// Carries out what was asked for meanwhile.
-    fn obey(&mut self, may_replace: bool) -> Result<(), Fatal> {
+    fn obey(&mut self, may_replace: bool) -> Result<(), GivenUp> {
         if !self.shared.any.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -383,12 +389,13 @@ impl Driver {
         tracing::info!(sink = self.cursor.name(), "the sink's settings changed");
     }
 
-    fn look_after_sink(&mut self) -> Result<(), Fatal> {
+    fn look_after_sink(&mut self) -> Result<(), GivenUp> {
         match self.parts.sink.idle() {
             Ok(()) => self.succeeded(),
             Err(SinkError::Busy) => {}
             Err(SinkError::Retry(error)) => self.complain(&error),
-            Err(SinkError::Fatal(error)) => return Err(Fatal(error)),
+            Err(SinkError::Gone(why)) => return Err(GivenUp::Gone(why)),
+            Err(SinkError::Fatal(error)) => return Err(GivenUp::Fatal(error)),
         }
         Ok(())
     }
@@ -414,6 +421,10 @@ impl Driver {
         };
         let retired = self.is_retiring();
         match &report.outcome {
+            Outcome::Gone(why) => {
+                tracing::info!(sink = report.name, "the sink ends: {why}");
+                self.cursor.forget();
+            }
             Outcome::Fatal(error) => {
                 tracing::error!(
                     sink = report.name,
@@ -489,7 +500,10 @@ impl Driver {
 }
 
 /// Why the sink can't go on.
-struct Fatal(String);
+enum GivenUp {
+    Gone(String),
+    Fatal(String),
+}
 
 enum Gathered {
     Chunk,

@@ -67,7 +67,10 @@ pub enum SinkError {
     /// line: the driver calls again with the same chunk and the same sink.
     #[error("the reader takes nothing")]
     Busy,
-    /// It will never go: the reader is gone (stdout closed) or the sink can't be used at all.
+    /// The reader went away (stdout closed), which is its right: the sink ends quietly.
+    #[error("{0}")]
+    Gone(String),
+    /// It will never go: the sink can't be used at all.
     #[error("{0}")]
     Fatal(String),
 }

@@ -70,7 +70,7 @@ impl StdoutSink {
 }
 
 fn closed() -> SinkError {
-    SinkError::Fatal("standard output was closed".to_owned())
+    SinkError::Gone("standard output was closed".to_owned())
 }
 
 fn open_anew(fd: BorrowedFd<'_>) -> io::Result<File> {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_fatal() {
+    fn a_reader_that_is_gone_ends_the_sink() {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let mut pipe = StdoutSink::to(writer.as_fd()).unwrap();
@@ -267,10 +267,10 @@ mod tests {
         drop(reader);
         let mut socket = StdoutSink::to(writer.as_fd()).unwrap();
         for sink in [&mut pipe, &mut socket] {
-            assert!(matches!(sink.idle(), Err(SinkError::Fatal(_))), "noticed without a record");
+            assert!(matches!(sink.idle(), Err(SinkError::Gone(_))), "noticed without a record");
             let (done, result) = sink.deliver(&chunk(3, 10), 0);
             assert_eq!(done, 0);
-            assert!(matches!(result, Err(SinkError::Fatal(_))), "{result:?}");
+            assert!(matches!(result, Err(SinkError::Gone(_))), "{result:?}");
         }
     }
 }

@@ -122,6 +122,11 @@ impl AgentProcess {
 
     /// Whether it has sent that line so far.
     pub(crate) fn has_notified(&mut self, state: &str) -> Result<bool> {
+        Ok(self.notified()?.iter().any(|line| line == state))
+    }
+
+    /// Each line that it has sent so far.
+    pub(crate) fn notified(&mut self) -> Result<&[String]> {
         let mut buffer = [0; 4096];
         loop {
             match self.notify.recv(&mut buffer) {
@@ -133,7 +138,7 @@ impl AgentProcess {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(self.notified.iter().any(|line| line == state))
+        Ok(&self.notified)
     }
 
     /// Signals the process; an error when it has ended.

@@ -64,7 +64,7 @@ impl Sink for Mock {
 
     fn idle(&mut self) -> Result<(), SinkError> {
         self.seen.lock().unwrap().idled += 1;
-        if self.idle_fails { Err(SinkError::Fatal("reader gone".to_owned())) } else { Ok(()) }
+        if self.idle_fails { Err(SinkError::Gone("reader gone".to_owned())) } else { Ok(()) }
     }
 
     fn close(&mut self) -> Result<(), SinkError> {
@@ -216,7 +216,7 @@ fn a_fatal_error_gives_the_place_up_and_says_so_at_once() {
 #[test]
 fn a_reader_that_is_gone_is_noticed_without_a_record() {
     let bench = Bench::with(Mock { idle_fails: true, ..Mock::default() });
-    assert_eq!(bench.ended.recv_timeout(PATIENCE), Ok(Outcome::Fatal("reader gone".to_owned())));
+    assert_eq!(bench.ended.recv_timeout(PATIENCE), Ok(Outcome::Gone("reader gone".to_owned())));
 }
 
 #[test]

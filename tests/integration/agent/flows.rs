@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::{
-    TO_FILE, can_run, check_shape, end_well, finish, of_event, start, start_bare, tracking_netns,
-    wait_until,
+    TO_FILE, can_run, check_shape, close_gateway, end_well, finish, of_event, start, start_bare,
+    tracking_netns, wait_until,
 };
 use crate::lab::demo;
 use crate::lab::gateway::Gateway;
@@ -111,6 +111,7 @@ fn ten_thousand_mixed_flows_differ_in_no_field() {
         let mut list = Command::new("conntrack");
         lab.gateway.output(list.args(["-L", "-o", "xml,id", "-f", family])).expect("conntrack -L")
     });
+    close_gateway(&lab);
     end_in_portions(&lab, &eyes);
     wait_until("all records", || super::has_lines(&process, "\"event\":\"destroy\"", FLOWS));
     wait_until("all that conntrack saw", || eyes.count("[DESTROY]") == FLOWS);
@@ -451,7 +452,7 @@ fn check_derived(flows: &[Planned], records: &[Value]) {
 }
 
 /// Source port of a connection over loopback, with a word each way.
-fn tcp(netns: &Netns, host: &str) -> u16 {
+pub(super) fn tcp(netns: &Netns, host: &str) -> u16 {
     let (listener, mut ours) = netns.run(|| {
         let listener = TcpListener::bind((host, 0)).expect("a port");
         let address = listener.local_addr().expect("an address");

@@ -5,6 +5,10 @@
 //! code with the agent. Waits have generous bounds and end as soon as what they wait for is there:
 //! nothing is decided by how fast this host is.
 
+// What was measured on the way is worth reading, with `--nocapture`.
+#![allow(clippy::print_stdout)]
+
+mod filter;
 mod flows;
 mod host;
 mod life;
@@ -24,6 +28,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::lab::agent::{AgentProcess, Output};
+use crate::lab::gateway::Gateway;
 use crate::lab::netns::Netns;
 use crate::lab::records;
 
@@ -83,12 +88,20 @@ fn tracking_netns(role: &str) -> Netns {
     netns
 }
 
-/// `conntrail run` with that configuration, ready.
+/// `conntrail run` with that configuration, ready, and with the table at start recorded: what begins
+/// from here on is in no snapshot.
 fn start(netns: &Netns, config: &str) -> AgentProcess {
     let mut process = AgentProcess::start(netns, Path::new(PROGRAM), config, Output::Kept)
         .expect("the agent starts");
     process.wait_ready(PATIENCE).expect("ready");
+    wait_for_snapshot(&process);
     process
+}
+
+fn wait_for_snapshot(process: &AgentProcess) {
+    wait_until("the table at start is recorded", || {
+        process.stderr().is_ok_and(|log| log.contains("the table at start is recorded"))
+    });
 }
 
 /// `conntrail run` without a configuration, ready: JSON to stdout. None where the host has one.
@@ -104,7 +117,20 @@ fn start_bare(netns: &Netns) -> Option<AgentProcess> {
     })
     .expect("the agent starts");
     process.wait_ready(PATIENCE).expect("ready");
+    wait_for_snapshot(&process);
     Some(process)
+}
+
+/// Lets nothing through any more: else a packet that is sent again a second later, by an end that
+/// has not heard of the flush, makes a flow that nobody planned.
+fn close_gateway(lab: &Gateway) {
+    lab.gateway
+        .nft(
+            "table inet conntrail_closed {
+                chain door { type filter hook prerouting priority -400; policy drop; }
+            }",
+        )
+        .expect("a rule");
 }
 
 /// Waits until `done`.
