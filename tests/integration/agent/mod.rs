@@ -24,6 +24,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::lab::agent::{AgentProcess, Output};
+use crate::lab::need;
 use crate::lab::netns::Netns;
 use crate::lab::records;
 
@@ -60,9 +61,7 @@ fn can_run(test: &str, programs: &[&str]) -> bool {
     } else {
         return true;
     };
-    let required = std::env::var_os("CONNTRAIL_REQUIRE_ALL").is_some_and(|all| all == "1");
-    assert!(!required, "{test} {problem}");
-    eprintln!("skipped: {test} {problem}");
+    need::skip(&format!("{test} {problem}"));
     false
 }
 
@@ -94,7 +93,7 @@ fn start(netns: &Netns, config: &str) -> AgentProcess {
 /// `conntrail run` without a configuration, ready: JSON to stdout. None where the host has one.
 fn start_bare(netns: &Netns) -> Option<AgentProcess> {
     if Path::new("/etc/conntrail/conntrail.toml").exists() {
-        eprintln!("skipped: this host has a configuration in /etc/conntrail");
+        need::skip("this host has a configuration in /etc/conntrail");
         return None;
     }
     let mut process = AgentProcess::start_with(netns, Output::Kept, |_| {
