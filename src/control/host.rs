@@ -3,7 +3,7 @@
 //!
 //! Promises: makes no traffic but one UDP datagram to itself over loopback for each IP version, and
 //! removes the entry that it made. Never changes a setting. What the facts mean is said in
-//! [`findings`](super::findings).
+//! [`findings`](super::findings()).
 
 use std::fs;
 use std::io;

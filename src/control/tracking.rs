@@ -77,7 +77,7 @@ pub struct Tracking {
 
 /// Switches tracking on, and accounting, timestamps and events where they are off. A setting that
 /// cannot be written (the read-only /proc/sys of a container) stops nothing: tracking is what was
-/// asked for, [`Tracking::unchanged`] says it, and [`findings`](super::findings) what it means.
+/// asked for, [`Tracking::unchanged`] says it, and [`findings`](super::findings()) what it means.
 pub async fn enable_tracking() -> Result<Tracking, Error> {
     let mut tracking =
         Tracking { table: table_name(), owner: None, changed: Vec::new(), unchanged: Vec::new() };

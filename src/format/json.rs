@@ -257,7 +257,7 @@ fn ipv6(bytes: [u8; 16], out: &mut Vec<u8>) {
             index = zeros.end;
             continue;
         }
-        if index > 0 && index != zeros.end || index > 0 && zeros.len() < 2 {
+        if index > 0 && (index != zeros.end || zeros.len() < 2) {
             text[at] = b':';
             at += 1;
         }

@@ -77,7 +77,7 @@ metrics! {
     UNKNOWN_MESSAGES Counter "messages_unknown" [] "Messages that were skipped"
     FORGOTTEN Counter "flows_forgotten" []
         "Flows whose helper, labels, secctx or master were forgotten before their end"
-    FILTERED Counter "events_filtered" [] "Events that [filter] does not want"
+    FILTERED Counter "events_filtered" [] "Events that the filter does not want"
     GAP_RECORDS Counter "gap_records" ["cause"] "Gap records"
     GAP_EVENTS Counter "gap_events" ["cause" "precision"] "Events that gap records stand for"
     APPENDED Counter "records_appended" [] "Records given a number"

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::lab::need::skip;
 use crate::lab::netns::Netns;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_conntrail");
@@ -36,12 +37,6 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// Says that a test cannot work here; where everything has to be there, that is a failure.
-fn skip(what: &str) {
-    assert!(std::env::var_os("CONNTRAIL_REQUIRE_ALL").is_none_or(|all| all != "1"), "{what}");
-    eprintln!("skipped: {what}");
 }
 
 fn has(program: &str) -> bool {

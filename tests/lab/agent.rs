@@ -234,6 +234,7 @@ fn peak_rss_kib(pid: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::need;
 
     fn shell(netns: &Netns, script: &str) -> AgentProcess {
         AgentProcess::start_with(netns, Output::Kept, |_| {
@@ -246,6 +247,9 @@ mod tests {
 
     #[test]
     fn one_that_ends_before_it_is_ready_is_an_error_with_its_words() {
+        if need::lacks_root() {
+            return;
+        }
         let netns = Netns::new("agent").expect("a namespace");
         let mut process = shell(&netns, "echo no privilege >&2; exit 77");
         let error = process.wait_ready(Duration::from_secs(5)).expect_err("it never was ready");
@@ -255,6 +259,9 @@ mod tests {
 
     #[test]
     fn it_runs_inside_takes_signals_and_its_cost_includes_its_children() {
+        if need::lacks_root() {
+            return;
+        }
         let netns = Netns::new("agent").expect("a namespace");
         let work = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
         let script =
@@ -277,6 +284,9 @@ mod tests {
 
     #[test]
     fn drop_ends_it() {
+        if need::lacks_root() {
+            return;
+        }
         let netns = Netns::new("agent").expect("a namespace");
         let process = shell(&netns, "exec sleep 60");
         let (pid, dir) = (process.pid(), process.dir().to_owned());

@@ -528,6 +528,7 @@ mod tests {
 
     use super::*;
     use crate::lab::limit::HostLimit;
+    use crate::lab::need;
 
     /// What `conntrack -L` prints of a flow, without state, time-out and mark.
     fn listed(flow: &Planned) -> String {
@@ -575,6 +576,9 @@ mod tests {
 
     #[test]
     fn every_driven_flow_stands_in_the_table_as_planned_and_nothing_else() {
+        if need::lacks_root() {
+            return;
+        }
         let _limit = HostLimit::at_least(10_000).expect("the limit");
         let lab = Gateway::new().expect("a gateway");
         let driven = lab.mixed(2000).expect("traffic");
@@ -595,6 +599,9 @@ mod tests {
 
     #[test]
     fn flows_end_by_themselves_when_time_outs_are_short() {
+        if need::lacks_root() {
+            return;
+        }
         let _limit = HostLimit::at_least(10_000).expect("the limit");
         let lab = Gateway::new().expect("a gateway");
         lab.short_timeouts().expect("sysctls");

@@ -398,6 +398,7 @@ mod tests {
 
     use super::*;
     use crate::lab::limit::HostLimit;
+    use crate::lab::need;
 
     fn list(netns: &Netns, family: &str) -> String {
         netns.output(Command::new("conntrack").args(["-L", "-f", family])).expect("conntrack -L")
@@ -405,6 +406,9 @@ mod tests {
 
     #[test]
     fn what_is_inserted_is_what_conntrack_lists() {
+        if need::lacks_root() {
+            return;
+        }
         let _limit = HostLimit::at_least(10_000).expect("the limit");
         let netns = Netns::new("generator").expect("a namespace");
         netns.enable_tracking().expect("a rule");
@@ -444,6 +448,9 @@ mod tests {
 
     #[test]
     fn refusals_are_counted_and_deletes_take_only_their_own() {
+        if need::lacks_root() {
+            return;
+        }
         let _limit = HostLimit::at_least(10_000).expect("the limit");
         let netns = Netns::new("generator").expect("a namespace");
         let mut generator = Generator::with(&netns, 2, 64).expect("sockets");
@@ -461,6 +468,9 @@ mod tests {
 
     #[test]
     fn a_low_limit_makes_the_kernel_refuse() {
+        if need::lacks_root() {
+            return;
+        }
         let netns = Netns::new("generator").expect("a namespace");
         let _limit = HostLimit::exactly(500).expect("the limit");
         let mut generator = Generator::new(&netns).expect("sockets");

@@ -21,6 +21,7 @@ pub(crate) mod gateway;
 pub(crate) mod generator;
 pub(crate) mod limit;
 pub(crate) mod message;
+pub(crate) mod need;
 pub(crate) mod netns;
 pub(crate) mod probe;
 pub(crate) mod records;

@@ -213,9 +213,13 @@ fn output(command: &mut Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::need;
 
     #[test]
     fn a_panic_inside_returns_the_thread_and_removes_the_namespace() {
+        if need::lacks_root() {
+            return;
+        }
         let here = || fs::read_link("/proc/thread-self/ns/net").expect("a link");
         let (home, back) = (here(), here());
         let netns = Netns::new("panic").expect("a namespace");

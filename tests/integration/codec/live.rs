@@ -23,6 +23,7 @@ use nix::unistd::{Pid, geteuid};
 
 use super::bed::{self, Bed};
 use crate::lab::Result;
+use crate::lab::need;
 
 /// conntrack prints its own clock when it reads an event; the kernel's time is a little before.
 const READ_WITHIN: Duration = Duration::from_secs(5);
@@ -367,9 +368,6 @@ fn missing() -> Option<String> {
 }
 
 fn skip(missing: &str) -> Result<()> {
-    if std::env::var("CONNTRAIL_REQUIRE_ALL").is_ok_and(|value| value == "1") {
-        return Err(format!("{missing} is missing, and CONNTRAIL_REQUIRE_ALL=1").into());
-    }
-    println!("skipped, as {missing} is missing: live events against conntrack -E and -L");
+    need::skip(&format!("{missing} is missing"));
     Ok(())
 }
