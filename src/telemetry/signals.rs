@@ -18,7 +18,7 @@ pub enum Request {
     PrintCounters,
 }
 
-/// Within this time a signal to stop is the one before it once more: timeout(1) signals its child and
+/// Within this time the same signal to stop is the one before it once more: timeout(1) signals its child and
 /// then the whole process group, and so does a terminal together with a wrapper that passes it on.
 /// Nobody presses Ctrl-C twice that fast.
 const SAME_STOP: Duration = Duration::from_millis(200);
@@ -30,7 +30,7 @@ pub struct Signals {
     interrupt: Signal,
     hangup: Signal,
     user1: Signal,
-    stop_asked: Option<Instant>,
+    stop_asked: Option<(SignalKind, Instant)>,
 }
 
 impl Signals {
@@ -51,8 +51,8 @@ impl Signals {
             // Those that stop come first: a flood of others must not keep the agent alive.
             let request = tokio::select! {
                 biased;
-                _ = self.terminate.recv() => self.stop(Instant::now()),
-                _ = self.interrupt.recv() => self.stop(Instant::now()),
+                _ = self.terminate.recv() => self.stop(SignalKind::terminate(), Instant::now()),
+                _ = self.interrupt.recv() => self.stop(SignalKind::interrupt(), Instant::now()),
                 _ = self.hangup.recv() => Some(Request::Reload),
                 _ = self.user1.recv() => Some(Request::PrintCounters),
             };
@@ -62,13 +62,17 @@ impl Signals {
         }
     }
 
-    fn stop(&mut self, now: Instant) -> Option<Request> {
+    fn stop(&mut self, kind: SignalKind, now: Instant) -> Option<Request> {
         match self.stop_asked {
             None => {
-                self.stop_asked = Some(now);
+                self.stop_asked = Some((kind, now));
                 Some(Request::Stop)
             }
-            Some(asked) if now.saturating_duration_since(asked) < SAME_STOP => None,
+            Some((same, asked))
+                if same == kind && now.saturating_duration_since(asked) < SAME_STOP =>
+            {
+                None
+            }
             Some(_) => Some(Request::StopNow),
         }
     }
