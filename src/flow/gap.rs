@@ -66,6 +66,17 @@ impl Precision {
     }
 }
 
+impl Precision {
+    /// Of the sum of two counts.
+    pub fn and(self, other: Precision) -> Precision {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Precision::Exact, other) | (other, Precision::Exact) => other,
+            _ => Precision::Unknown,
+        }
+    }
+}
+
 bitflags! {
     /// Which kinds of record the missing ones may have been.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
