@@ -39,8 +39,13 @@ const QUEUE_BYTES: usize = 16 << 20;
 /// How long a stop may take in all; a service manager's patience is longer.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
-/// How long sinks that stand still may hold up the rest, before what has no room is given up.
-const HURRY_AFTER: Duration = Duration::from_secs(4);
+/// How long sinks that stand still hold up a stop, before what has no room in the spool is given up,
+/// with a gap record.
+const STILL: Duration = Duration::from_secs(2);
+
+/// How long sinks that go on, but slowly, may hold it up: the rest of the time is for what the spool
+/// holds by then.
+const HURRY_AFTER: Duration = Duration::from_secs(5);
 
 /// What the service manager shows.
 const RECORDING: &str = "recording";
@@ -88,11 +93,14 @@ pub fn run(config: Config, options: Options) -> Result<(), AgentError> {
         .enable_all()
         .build()
         .map_err(AgentError::io("cannot start the control runtime"))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let mut agent = Agent::start(config, options).await?;
         let end = agent.serve().await;
         agent.stop(end).await
-    })
+    });
+    // Dropping it would wait for the task that joins the sinks, and a second signal must not wait.
+    runtime.shutdown_background();
+    result
 }
 
 /// Why serving ended.
@@ -118,8 +126,8 @@ struct Agent {
     pipeline: JoinHandle<Result<(), SpoolClosed>>,
     capture: CaptureHandle,
     out: Sender,
-    /// The dump at start is under way.
-    dumping: bool,
+    /// When the dump at start began that is under way.
+    dumping: Option<u64>,
 }
 
 impl Agent {
@@ -141,7 +149,8 @@ impl Agent {
 
         let (out, receiver) = queue(QUEUE_BYTES);
         let stats = Arc::new(PipelineStats::default());
-        let decoder = Decoder::new(ids, config.filter.clone(), config.snapshot);
+        let in_kernel = capture.filters_in_kernel() && config.filter.fits_the_kernel();
+        let decoder = Decoder::new(ids, config.filter.clone(), in_kernel, config.snapshot);
         let pipeline = Pipeline::new(receiver, spool.clone(), stats.clone(), decoder);
         let pipeline = std::thread::Builder::new()
             .name("pipeline".into())
@@ -158,7 +167,6 @@ impl Agent {
             queue: out.queue(),
             pipeline: stats.clone(),
             spool: spool.clone(),
-            spool_limit: config.spool.max_size,
         };
         meters.export(&metrics);
         Ok(Agent {
@@ -174,7 +182,7 @@ impl Agent {
             pipeline,
             capture,
             out,
-            dumping: false,
+            dumping: None,
         })
     }
 
@@ -191,13 +199,13 @@ impl Agent {
                 snapshot::take(out).await;
             }
         });
-        self.dumping = wanted;
+        self.dumping = wanted.then(now);
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             let request = tokio::select! {
                 request = self.signals.next() => request,
-                () = &mut snapshot, if self.dumping => {
-                    self.dumping = false;
+                () = &mut snapshot, if self.dumping.is_some() => {
+                    self.dumping = None;
                     continue;
                 }
                 report = self.sinks.ended() => match self.sinks.without(&report) {
@@ -284,7 +292,7 @@ struct Drain {
     stats: Arc<PipelineStats>,
     metrics: Metrics,
     viewer: bool,
-    dumping: bool,
+    dumping: Option<u64>,
 }
 
 impl Drain {
@@ -303,7 +311,7 @@ impl Drain {
         wait(&self.spool, hurry, || self.pipeline.is_finished()).await;
         match self.pipeline.join() {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => failures.push("the sinks stood still and the spool was full".to_owned()),
+            Ok(Err(closed)) => failures.push(closed.to_string()),
             Err(_) => failures.push("the pipeline's thread panicked".to_owned()),
         }
         self.spool.close(now());
@@ -318,14 +326,17 @@ impl Drain {
 }
 
 /// What stands behind the last event. A full queue is waited for only so long.
-async fn last_words(out: &Sender, spool: &Spool, hurry: Instant, dumping: bool, viewer: bool) {
+async fn last_words(
+    out: &Sender,
+    spool: &Spool,
+    hurry: Instant,
+    dumping: Option<u64>,
+    viewer: bool,
+) {
     let at = now();
-    let cut = Item::SnapshotEnd { complete: false, from: at, at };
-    let stopped = Item::Note { action: AgentAction::Stopped, at };
-    for (wanted, item) in [(dumping, cut), (!viewer, stopped)] {
-        if !wanted {
-            continue;
-        }
+    let cut = dumping.map(|from| Item::SnapshotEnd { complete: false, from, at });
+    let stopped = (!viewer).then_some(Item::Note { action: AgentAction::Stopped, at });
+    for item in cut.into_iter().chain(stopped) {
         // Closed: the pipeline is gone, and its end says why.
         if tokio::time::timeout_at(hurry.into(), push(out, item)).await.is_err() {
             spool.hurry();
@@ -333,11 +344,16 @@ async fn last_words(out: &Sender, spool: &Spool, hurry: Instant, dumping: bool, 
     }
 }
 
-/// Waits until `ended`. When that takes too long, what waits for room in the spool is told to give
-/// up: then it ends.
+/// Waits until `ended`. When that takes too long, nothing waits for room in the spool any more: then
+/// it ends.
 async fn wait(spool: &Spool, hurry: Instant, ended: impl Fn() -> bool) {
+    let (mut progress, mut moved) = (spool.progress(), Instant::now());
     while !ended() {
-        if Instant::now() >= hurry {
+        let (seen, now) = (spool.progress(), Instant::now());
+        if seen != progress {
+            (progress, moved) = (seen, now);
+        }
+        if now >= hurry || now.saturating_duration_since(moved) >= STILL {
             spool.hurry();
         }
         tokio::time::sleep(LOOK).await;

@@ -8,7 +8,7 @@ use crate::control;
 use crate::flow::{GapCause, Precision};
 use crate::pipeline::PipelineStats;
 use crate::sink::{Outcome, SinkReport, SinkStats};
-use crate::spool::Spool;
+use crate::spool::{Spool, WhenFull};
 use crate::telemetry::metrics::{self, Metrics, Sheet};
 
 /// What there is to look at in a running agent.
@@ -19,7 +19,6 @@ pub(super) struct Meters {
     pub queue: Arc<Queue>,
     pub pipeline: Arc<PipelineStats>,
     pub spool: Arc<Spool>,
-    pub spool_limit: usize,
 }
 
 fn of(counter: &AtomicU64) -> u64 {
@@ -109,7 +108,7 @@ impl Meters {
             sheet.add(&metrics::GAP_RECORDS, &[GapCause::SpoolFull.name()], tally.gaps);
         }
         sheet.add(&metrics::SPOOL_BYTES, &[], self.spool.bytes() as u64);
-        sheet.add(&metrics::SPOOL_LIMIT, &[], self.spool_limit as u64);
+        sheet.add(&metrics::SPOOL_LIMIT, &[], self.spool.config().max_size as u64);
         for (sink, pending, lapped) in self.spool.pending() {
             sheet.add(&metrics::SINK_PENDING, &[&sink], pending);
             sheet.add(&metrics::SINK_LAPPED, &[&sink], lapped);
@@ -139,6 +138,11 @@ pub(super) fn balance(
     reports: &[SinkReport],
 ) -> Vec<String> {
     let tally = spool.tally();
+    // With `drop_newest` giving records up is what was asked for.
+    let given_up = match spool.config().when_full {
+        WhenFull::DropNewest => 0,
+        WhenFull::Block | WhenFull::DropOldest => tally.dropped_newest,
+    };
     let mut wrong = Vec::new();
     let made = pipeline.expected_records() + tally.gaps;
     let lost = of(&pipeline.lost_at_stop);
@@ -148,7 +152,13 @@ pub(super) fn balance(
             .push(format!("{made} records were made, but {kept} kept and {lost} lost at the stop"));
     }
     if lost > 0 {
-        wrong.push(format!("{lost} records were lost because the spool had no room at the stop"));
+        wrong.push(format!("{lost} records were lost because the spool was closed"));
+    }
+    if given_up > 0 {
+        wrong.push(format!(
+            "{given_up} records were given up, because the sinks were too slow for the stop; a gap \
+             record says so"
+        ));
     }
     for report in reports {
         wrong.extend(undelivered(report));

@@ -219,6 +219,10 @@ impl Spool {
         self.acknowledged.notify_all();
     }
 
+    pub fn config(&self) -> SpoolConfig {
+        self.config
+    }
+
     /// Rises whenever a sink has taken records.
     pub fn progress(&self) -> u64 {
         self.lock().cursors.values().map(|at| at.acked).sum()
