@@ -49,6 +49,35 @@ fn a_storm_has_every_end_and_every_loss_is_counted() {
     );
 }
 
+/// In a storm all flows have come before the first goes. Here each goes at once, so that both its
+/// events are under way together, on two sockets, all the time.
+#[test]
+fn a_flow_that_goes_at_once_still_comes_before_it_goes() {
+    const FLOWS: u32 = 100_000;
+    const AT_A_TIME: usize = 64;
+    if !can_run("short lives", &["nft", "ip"]) {
+        return;
+    }
+    let _turn = storm_turn();
+    let _limit = HostLimit::at_least(u64::from(2 * FLOWS)).expect("the limit");
+    let netns = tracking_netns("brief");
+    let flows = Flows::default();
+    let mut process = start(&netns, TO_FILE);
+    let mut generator = Generator::new(&netns).expect("a socket");
+    for from in (0..FLOWS).step_by(AT_A_TIME) {
+        let portion = from..(from + AT_A_TIME as u32).min(FLOWS);
+        let size = portion.len() as u64;
+        assert_eq!(generator.insert(&flows, portion.clone()).expect("creations").done, size);
+        assert_eq!(generator.delete(&flows, portion).expect("deletions").done, size);
+    }
+    let mut tail = Tail::new(&process.path("flows.json"), "\"event\":\"destroy\"");
+    tail.wait_for(u64::from(FLOWS), PATIENCE);
+    let counters = end_well(&mut process);
+    // Panics on a `new` behind its `destroy`.
+    let scan = Scan::of(&process.path("flows.json"), &flows, FLOWS);
+    check(&scan, &counters, FLOWS);
+}
+
 /// Some 200 events fit: whatever this host's pace is, most of a storm's beginnings are lost.
 #[test]
 fn a_tiny_buffer_loses_beginnings_each_counted_and_no_end() {
