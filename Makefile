@@ -110,7 +110,7 @@ package: $(TOOLS)/bin/cargo-deb $(TOOLS)/bin/cargo-generate-rpm ## the .deb and 
 	$(CARGO) build --release --locked --bin conntrail
 	rm -rf $(RELEASE)/assets
 	mkdir -p $(RELEASE)/assets
-	# 28 MB become 6: lines are for us, names are enough for a backtrace from afar.
+	# 28 MB become 5: lines are for us, names are enough for a backtrace from afar.
 	strip --strip-debug -o $(RELEASE)/assets/conntrail $(RELEASE)/conntrail
 	$(RELEASE)/conntrail man --out $(RELEASE)/assets/man1
 	for shell in bash zsh fish; do
