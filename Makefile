@@ -47,7 +47,7 @@ run: ## the agent on this host, until Ctrl-C (ARGS="--config FILE")
 
 # One test at a time: those that touch the kernel have namespaces of their own and agree by locks on the
 # one setting that is the host's (tests/lab/limit.rs), but they measure what a kernel and two cores do in
-# so many milliseconds, and side by side three of them failed. The lab's own tests are part of the
+# so many milliseconds, and two that failed side by side passed alone. The lab's own tests are part of the
 # integration tests.
 # Without root and sudo what needs them is skipped, and named; where all is required that is a failure.
 TEST_PROGRAMS := cc conntrack fish ip man nft ping setpriv strace sysctl systemd-analyze unshare zsh
