@@ -4,6 +4,7 @@
 //! Start: sinks, pipeline, sockets, capture, READY, snapshot. Stop: capture, queue, spool, sinks,
 //! each for a bounded time, so that an agent whose sink hangs ends all the same.
 
+mod events;
 mod host;
 pub(crate) mod identity;
 mod metering;
@@ -21,14 +22,15 @@ use crate::capture::{
     Sender, ValveConfig, queue,
 };
 use crate::config::{Config, EventKinds};
-use crate::control::{Error as ControlError, Tracking, push};
-use crate::flow::AgentAction;
+use crate::control::{Error as ControlError, Tracking, push, setting};
+use crate::flow::{AgentAction, Gap};
 use crate::pipeline::{Decoder, Filter, Pipeline, PipelineStats, now};
 use crate::spool::{Spool, SpoolClosed};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Notifier;
 use crate::telemetry::signals::{Request, Signals};
 
+use events::EventsSwitch;
 use metering::Meters;
 use sinks::{Left, Sinks};
 
@@ -126,6 +128,9 @@ struct Agent {
     pipeline: JoinHandle<Result<(), SpoolClosed>>,
     capture: CaptureHandle,
     out: Sender,
+    events: EventsSwitch,
+    /// Gaps that found the queue full.
+    unsaid: Vec<Gap>,
     /// When the dump at start began that is under way.
     dumping: Option<u64>,
 }
@@ -147,6 +152,7 @@ impl Agent {
         let capture = Capture::new(capture_config(&config))?;
         host::advise_on_buffer(capture.receive_buffer());
 
+        let events = EventsSwitch::new(config.capture.events, now());
         let (out, receiver) = queue(QUEUE_BYTES);
         let stats = Arc::new(PipelineStats::default());
         let in_kernel = capture.filters_in_kernel() && config.filter.fits_the_kernel();
@@ -182,6 +188,8 @@ impl Agent {
             pipeline,
             capture,
             out,
+            events,
+            unsaid: Vec::new(),
             dumping: None,
         })
     }
@@ -215,10 +223,13 @@ impl Agent {
                         return End::Broken(format!("the last sink, {}, is gone", report.name));
                     }
                 },
-                _ = look.tick() => match self.broken() {
-                    Some(what) => return End::Broken(what),
-                    None => continue,
-                },
+                _ = look.tick() => {
+                    if let Some(what) = self.broken() {
+                        return End::Broken(what);
+                    }
+                    self.look_at_events();
+                    continue;
+                }
             };
             match request {
                 Request::Stop | Request::StopNow => return End::Asked,
@@ -230,6 +241,23 @@ impl Agent {
                 }
             }
         }
+    }
+
+    fn look_at_events(&mut self) {
+        // What can't be read is not known to be off.
+        let value = setting("nf_conntrack_events").ok().flatten();
+        let gap = self.events.look(value, now());
+        if gap.is_some() && value == Some(0) {
+            tracing::warn!(
+                "nf_conntrack_events is 0: flows that begin now make no events, and a gap record says \
+                 so. Mend it: sysctl -w net.netfilter.nf_conntrack_events=1"
+            );
+        }
+        self.unsaid.extend(gap);
+        // A queue that is full just now gets them at a later look, or at the end; one that is closed
+        // never, and its end is seen elsewhere.
+        let full = |gap: &mut Gap| matches!(self.out.try_push(Item::Gap(*gap)), Ok(None));
+        self.unsaid.extract_if(.., full).for_each(drop);
     }
 
     /// A thread that ended by itself ends the agent: half an agent would look alive.
@@ -260,6 +288,8 @@ impl Agent {
             metrics: self.metrics,
             viewer: self.options.viewer,
             dumping: self.dumping,
+            events: self.events,
+            unsaid: self.unsaid,
         };
         let drained = tokio::select! {
             drained = drain.run() => drained,
@@ -293,6 +323,8 @@ struct Drain {
     metrics: Metrics,
     viewer: bool,
     dumping: Option<u64>,
+    events: EventsSwitch,
+    unsaid: Vec<Gap>,
 }
 
 impl Drain {
@@ -306,7 +338,12 @@ impl Drain {
         if let Err(error) = self.capture.join() {
             failures.push(format!("capture failed: {error}"));
         }
-        last_words(&self.out, &self.spool, hurry, self.dumping, self.viewer).await;
+        let at = now();
+        let cut = self.dumping.map(|from| Item::SnapshotEnd { complete: false, from, at });
+        let gaps = self.unsaid.into_iter().chain(self.events.end(at)).map(Item::Gap);
+        let stopped = Item::Note { action: AgentAction::Stopped, at };
+        let words = cut.into_iter().chain(gaps).chain((!self.viewer).then_some(stopped));
+        last_words(&self.out, &self.spool, hurry, words).await;
         drop(self.out);
         wait(&self.spool, hurry, || self.pipeline.is_finished()).await;
         match self.pipeline.join() {
@@ -330,13 +367,9 @@ async fn last_words(
     out: &Sender,
     spool: &Spool,
     hurry: Instant,
-    dumping: Option<u64>,
-    viewer: bool,
+    words: impl Iterator<Item = Item>,
 ) {
-    let at = now();
-    let cut = dumping.map(|from| Item::SnapshotEnd { complete: false, from, at });
-    let stopped = (!viewer).then_some(Item::Note { action: AgentAction::Stopped, at });
-    for item in cut.into_iter().chain(stopped) {
+    for item in words {
         // Closed: the pipeline is gone, and its end says why.
         if tokio::time::timeout_at(hurry.into(), push(out, item)).await.is_err() {
             spool.hurry();

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::capture::{CaptureStats, Queue, SocketStats};
 use crate::control;
+use crate::ctnetlink::Reason;
 use crate::flow::{GapCause, Precision};
 use crate::pipeline::PipelineStats;
 use crate::sink::{Outcome, SinkReport, SinkStats};
@@ -76,7 +77,11 @@ impl Meters {
             sheet.add(&metrics::EVENTS_RECEIVED, &[netns, name], of(counter));
         }
         sheet.add(&metrics::FILTERED, &[], of(&stats.filtered));
-        sheet.add(&metrics::MALFORMED, &[], of(&stats.malformed));
+        for (counter, reason) in stats.malformed.iter().zip(Reason::ALL) {
+            if of(counter) > 0 {
+                sheet.add(&metrics::MALFORMED, &[reason.name()], of(counter));
+            }
+        }
         sheet.add(&metrics::UNKNOWN_ATTRIBUTES, &[], of(&stats.unknown_attributes));
         sheet.add(&metrics::UNKNOWN_MESSAGES, &[], of(&stats.unknown_messages));
         sheet.add(&metrics::FORGOTTEN, &[], of(&stats.forgotten));

@@ -361,7 +361,7 @@ table! {
     }
     gap(gap: &Gap) {
         gap_cause: Word<'_>, "", "", [ALWAYS],
-            "Why records are missing: overrun, valve, truncated, malformed, snapshot_incomplete or spool_full."
+            "Why records are missing: overrun, valve, truncated, malformed, snapshot_incomplete, spool_full or events_off."
             => Some(Word(gap.cause.name()));
         gap_events: u64, "events", "sk_drops and own counts", [ALWAYS], "How many are missing; not to be summed over gaps with gap_seq_from." => gap.events;
         gap_precision: Word<'_>, "", "", [ALWAYS], "How gap_events is to be read: exact, at_least, at_most or unknown."
