@@ -89,6 +89,60 @@ fn a_full_disk_delays_the_stop_and_the_loss_is_said() {
     assert!(text.is_empty() || text.ends_with('\n'), "a torn line: {text}");
 }
 
+/// With one sink that stands still, a small spool and far more events than it holds: what is given up
+/// at the stop is in a gap record, which the sink that works gets, and the agent's last word is there.
+#[test]
+fn what_a_stop_gives_up_is_in_a_gap_record() {
+    const FLOWS: u32 = 100_000;
+    if !can_run("a stop under back-pressure", &["nft", "ip"]) {
+        return;
+    }
+    let _turn = super::storm_turn();
+    let _limit = HostLimit::at_least(200_000).expect("the limit");
+    let netns = tracking_netns("giveup");
+    let stuck =
+        TO_FILE.replace("flows", "stuck").replace("{dir}/stuck.json", "{dir}/no/stuck.json");
+    let config = format!("[spool]\nmax_size = \"1MiB\"\n{TO_FILE}{stuck}");
+    let mut process = start(&netns, &config);
+    let mut generator = Generator::new(&netns).expect("a socket");
+    let made = generator.insert(&Flows::default(), 0..FLOWS).expect("flows").done;
+    let ended = process.terminate(STOP_LIMIT).expect("an end");
+    let log = process.stderr().expect("a log");
+    assert_eq!(ended.status.code(), Some(1), "{log}");
+    let records = records::read(&process.path("flows.json")).expect("whole lines of JSON");
+    check_shape(&records);
+    let told = of_event(&records, "new").count() as u64;
+    let given_up: u64 =
+        of_event(&records, "gap").filter_map(|gap| gap["gap_events"].as_u64()).sum();
+    assert_eq!(told + given_up, made, "{log}");
+    assert!(of_event(&records, "gap").any(|gap| gap["gap_cause"] == "spool_full"), "{log}");
+    assert!(log.contains("records were given up"), "{log}");
+}
+
+#[test]
+fn events_switched_off_while_it_runs_are_a_gap_from_then_to_when_they_are_on_again() {
+    if !can_run("events off", &["nft", "ip"]) {
+        return;
+    }
+    let _limit = HostLimit::at_least(10_000).expect("the limit");
+    let netns = tracking_netns("eventsoff");
+    let process = start(&netns, TO_FILE);
+    let gaps = |count: usize| {
+        wait_until("a gap record", || {
+            let text = fs::read_to_string(process.path("flows.json")).unwrap_or_default();
+            text.matches("\"gap_cause\":\"events_off\"").count() == count
+        });
+    };
+    netns.sysctl("netfilter/nf_conntrack_events", "0").expect("off");
+    gaps(1);
+    netns.sysctl("netfilter/nf_conntrack_events", "1").expect("on");
+    gaps(2);
+    let records = finish(process);
+    let gaps: Vec<_> = of_event(&records, "gap").collect();
+    assert_eq!(gaps[0]["gap_from"], gaps[1]["gap_from"], "both begin when it was last on");
+    assert_eq!(gaps[0]["gap_precision"], "unknown");
+}
+
 /// Makes a hundred flows, sends SIGTERM, and looks at how it ends. Records: the start, the flows and
 /// the stop.
 fn ends_unwell(process: &mut AgentProcess, netns: &Netns) {
