@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::ctnetlink::names;
+
 /// Why a value was refused, and what would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
@@ -212,28 +214,6 @@ fn parse_u32(text: &str) -> Option<u32> {
     }
 }
 
-/// IANA protocol numbers that have a name here: those that conntrack tracks by more than address,
-/// and what routers commonly carry.
-pub(super) const PROTOCOLS: &[(&str, u8)] = &[
-    ("icmp", 1),
-    ("igmp", 2),
-    ("ipip", 4),
-    ("tcp", 6),
-    ("udp", 17),
-    ("dccp", 33),
-    ("ipv6", 41),
-    ("gre", 47),
-    ("esp", 50),
-    ("ah", 51),
-    ("icmpv6", 58),
-    ("ospf", 89),
-    ("pim", 103),
-    ("vrrp", 112),
-    ("l2tp", 115),
-    ("sctp", 132),
-    ("udplite", 136),
-];
-
 /// `tcp`, `47`.
 pub(super) fn parse_protocol(text: &str) -> Result<u8, Refused> {
     let lower = text.trim().to_ascii_lowercase();
@@ -242,13 +222,13 @@ pub(super) fn parse_protocol(text: &str) -> Result<u8, Refused> {
         "ipv6-icmp" => "icmpv6",
         other => other,
     };
-    if let Some((_, number)) = PROTOCOLS.iter().find(|(known, _)| *known == name) {
-        return Ok(*number);
+    if let Some((_, number)) = names::protocols().find(|(known, _)| *known == name) {
+        return Ok(number);
     }
     if let Ok(number) = name.parse::<u8>() {
         return Ok(number);
     }
-    let names = PROTOCOLS.iter().map(|(name, _)| *name);
+    let names = names::protocols().map(|(name, _)| name);
     let help = match closest(name, names.clone()) {
         Some(close) => format!("did you mean \"{close}\"? A number from 0 to 255 does as well"),
         None => format!("names are {}; else a number from 0 to 255", List(names)),
@@ -257,9 +237,9 @@ pub(super) fn parse_protocol(text: &str) -> Result<u8, Refused> {
 }
 
 pub(super) fn format_protocol(number: u8) -> String {
-    match PROTOCOLS.iter().find(|(_, known)| *known == number) {
-        Some((name, _)) => format!("\"{name}\""),
-        None => number.to_string(),
+    match names::protocol(number) {
+        "unknown" => number.to_string(),
+        name => format!("\"{name}\""),
     }
 }
 

@@ -95,6 +95,7 @@ pub fn protocol(number: u8) -> &'static str {
         ipproto::IPPROTO_OSPF => "ospf",
         ipproto::IPPROTO_PIM => "pim",
         ipproto::IPPROTO_VRRP => "vrrp",
+        ipproto::IPPROTO_L2TP => "l2tp",
         ipproto::IPPROTO_SCTP => "sctp",
         ipproto::IPPROTO_UDPLITE => "udplite",
         _ => "unknown",
@@ -117,9 +118,10 @@ pub fn conntrack_protocol(number: u8) -> &'static str {
     }
 }
 
-/// The number of a protocol that [`protocol`] has a name for.
-pub fn protocol_number(name: &str) -> Option<u8> {
-    (0..=u8::MAX).find(|&number| name != "unknown" && protocol(number) == name)
+/// The protocols that [`protocol`] has a name for.
+pub fn protocols() -> impl Iterator<Item = (&'static str, u8)> + Clone {
+    let named = (0..=u8::MAX).map(|number| (protocol(number), number));
+    named.filter(|(name, _)| *name != "unknown")
 }
 
 #[cfg(test)]
@@ -152,12 +154,12 @@ mod tests {
         let mut named = 0;
         for number in 0..=u8::MAX {
             if protocol(number) != "unknown" {
-                assert_eq!(protocol_number(protocol(number)), Some(number));
+                assert!(protocols().any(|known| known == (protocol(number), number)));
                 named += 1;
             }
         }
         assert_eq!(named, 16);
-        assert_eq!(protocol_number("unknown"), None);
+        assert!(protocols().all(|(name, _)| name != "unknown"));
     }
 
     #[test]

@@ -301,6 +301,7 @@ pub mod ipproto {
     pub const IPPROTO_OSPF: u8 = 89;
     pub const IPPROTO_PIM: u8 = 103;
     pub const IPPROTO_VRRP: u8 = 112;
+    pub const IPPROTO_L2TP: u8 = 115;
     pub const IPPROTO_SCTP: u8 = 132;
     pub const IPPROTO_UDPLITE: u8 = 136;
 }

@@ -9,7 +9,7 @@
 //! each format: as an array of functions it cost an indirect call for each of some fifty fields.
 
 use crate::capture::ValveChange;
-use crate::ctnetlink::{Attrs, Conn, ExpectAttrs, Tuple, TupleParts, names};
+use crate::ctnetlink::{Attrs, Conn, ExpectAttrs, Extra, Tuple, TupleParts, names};
 
 use super::community_id::CommunityId;
 use super::{AgentNote, Body, Expectation, Flow, Gap, GapKinds, Rare, View};
@@ -91,7 +91,7 @@ struct Time(u64);
 struct Hash(u64);
 struct Word<'a>(&'a str);
 struct Status(u32);
-struct Labels([u8; 16]);
+struct Labels<'a>(&'a Extra);
 struct Kinds(GapKinds);
 
 trait Value {
@@ -126,7 +126,7 @@ value! {
     CommunityId, Text, |value, field, visitor| visitor.word(field, value.as_bytes());
     Hash, Hash, |value, field, visitor| visitor.hash(field, value.0);
     Status, Words, |value, field, visitor| visitor.words(field, value.0, names::status_names(value.0));
-    Labels, Numbers, |value, field, visitor| visitor.numbers(field, &mut label_bits(&value.0));
+    Labels<'_>, Numbers, |value, field, visitor| visitor.numbers(field, &mut label_numbers(value.0));
     Kinds, Words, |value, field, visitor| visitor.words(field, value.0.bits().into(), gap_kinds(value.0));
 }
 
@@ -278,8 +278,8 @@ table! {
             => flow.conn.reply.has(TupleParts::ZONE).then_some(flow.conn.reply.zone);
     }
     rare(of: &RareOf<'_>) {
-        labels: Labels, "", "CTA_LABELS", [], "Numbers of the connection labels that are set."
-            => of.conn.has(Attrs::LABELS).then_some(Labels(of.rare.extra.labels));
+        labels: Labels<'_>, "", "CTA_LABELS", [], "Numbers of the connection labels that are set."
+            => of.conn.has(Attrs::LABELS).then_some(Labels(&of.rare.extra));
         secctx: &str, "", "CTA_SECCTX_NAME", [], "Security context." => of.conn.has(Attrs::SECCTX).then_some(&*of.rare.secctx);
         master_proto: u8, "", "CTA_TUPLE_MASTER / CTA_PROTO_NUM", [], "Protocol of the flow that this one was expected by."
             => of.master().map(|tuple| tuple.proto);
@@ -544,16 +544,8 @@ fn icmp(tuple: &Tuple) -> Option<&Tuple> {
     tuple.has(TupleParts::ICMP).then_some(tuple)
 }
 
-fn label_bits(labels: &[u8; 16]) -> impl Iterator<Item = u64> {
-    // `set_bit` on `unsigned long` words in host order, as the kernel does it.
-    let words = labels.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
-    let bits: Vec<u64> = words
-        .zip([0, 64])
-        .flat_map(|(word, base)| {
-            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| base + bit)
-        })
-        .collect();
-    bits.into_iter()
+fn label_numbers(extra: &Extra) -> impl Iterator<Item = u64> {
+    (0..128).filter(|label| extra.has_label(*label)).map(u64::from)
 }
 
 fn gap_kinds(kinds: GapKinds) -> impl Iterator<Item = &'static str> {
@@ -582,16 +574,6 @@ impl FieldSet {
 
     pub fn accounting() -> Self {
         Self::of(ALWAYS | ACCOUNTING)
-    }
-
-    /// A selection by its name.
-    pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "full" => Some(Self::FULL),
-            "audit" => Some(Self::audit()),
-            "accounting" => Some(Self::accounting()),
-            _ => None,
-        }
     }
 
     /// The fields named, or the names that no field has.
@@ -657,13 +639,5 @@ mod tests {
         );
         assert!(!set.has(Id::dst_ip as usize));
         assert_eq!(FieldSet::list(["src_ip", "scr_ip", "x"]), Err(vec!["scr_ip", "x"]));
-    }
-
-    #[test]
-    fn labels_are_the_numbers_of_the_bits_that_are_set() {
-        let mut labels = [0; 16];
-        labels[..8].copy_from_slice(&(1_u64 << 1 | 1 << 63).to_ne_bytes());
-        labels[8..].copy_from_slice(&1_u64.to_ne_bytes());
-        assert_eq!(label_bits(&labels).collect::<Vec<_>>(), [1, 63, 64]);
     }
 }

@@ -12,11 +12,11 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::capture::{Item, RawBatch, Receiver, ValveChange};
 use crate::ctnetlink::{
-    Attrs, Class, Event, Expect, Kind, Malformed, Message, SeqAdj, Synproxy, decode_conn,
+    Attrs, Class, Event, Expect, Kind, Malformed, Message, Reason, SeqAdj, Synproxy, decode_conn,
     decode_expect, messages,
 };
 use crate::flow::{
@@ -24,6 +24,7 @@ use crate::flow::{
     Precision, Rare, Record,
 };
 use crate::spool::{Spool, SpoolClosed};
+use crate::telemetry::Recurring;
 
 use memory::{LiveFlows, RareMemory};
 pub use select::Filter;
@@ -40,6 +41,7 @@ pub struct Pipeline {
     spool: Arc<Spool>,
     stats: Arc<PipelineStats>,
     decoder: Decoder,
+    trouble: Recurring,
 }
 
 impl Pipeline {
@@ -49,7 +51,7 @@ impl Pipeline {
         stats: Arc<PipelineStats>,
         decoder: Decoder,
     ) -> Self {
-        Pipeline { receiver, spool, stats, decoder }
+        Pipeline { receiver, spool, stats, decoder, trouble: Recurring::default() }
     }
 
     /// Works until the queue is closed and empty. An error means that the spool was closed first:
@@ -66,6 +68,7 @@ impl Pipeline {
             if let Item::Events(batch) | Item::Snapshot(batch) = item {
                 self.receiver.recycle(batch);
             }
+            self.complain();
             self.stats.add(&mut self.decoder.tally);
             for gap in self.decoder.gaps.drain(..) {
                 self.stats.gap(&gap);
@@ -76,6 +79,28 @@ impl Pipeline {
                 self.stats.lost_at_stop.fetch_add(made, Relaxed);
             }
             appended?;
+        }
+    }
+}
+
+impl Pipeline {
+    /// A kernel whose messages are refused is worth a word, but not one for each message.
+    fn complain(&mut self) {
+        let refused = &self.decoder.tally.codec;
+        if refused.refused_total() == 0 {
+            return;
+        }
+        if let Some(more) = self.trouble.happened(Instant::now()) {
+            let reasons: Vec<_> = Reason::ALL
+                .into_iter()
+                .filter(|reason| refused.refused(*reason) > 0)
+                .map(Reason::name)
+                .collect();
+            tracing::warn!(
+                reasons = reasons.join(", "),
+                more,
+                "the kernel's messages are not understood; a gap record says how many"
+            );
         }
     }
 }

@@ -153,11 +153,6 @@ impl Metrics {
         sources.insert(name.to_owned(), Box::new(source));
     }
 
-    pub fn unregister(&self, name: &str) {
-        let mut sources = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.remove(name);
-    }
-
     /// All of it in the OpenMetrics text format.
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -277,13 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_replaced_by_its_name_and_can_go() {
+    fn a_source_is_replaced_by_its_name() {
         let metrics = Metrics::new();
         metrics.register("spool", |sheet| sheet.add(&SPOOL_BYTES, &[], 1));
         metrics.register("spool", |sheet| sheet.add(&SPOOL_BYTES, &[], 2));
         assert!(metrics.lines().contains(&"conntrail_spool_bytes 2".to_owned()));
-        metrics.unregister("spool");
-        assert!(!metrics.render().contains("spool_bytes"));
     }
 
     #[test]
