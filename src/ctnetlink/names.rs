@@ -158,7 +158,7 @@ mod tests {
                 named += 1;
             }
         }
-        assert_eq!(named, 16);
+        assert_eq!(named, 17);
         assert!(protocols().all(|(name, _)| name != "unknown"));
     }
 
