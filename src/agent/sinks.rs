@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{FieldChoice, SinkSettings, SinkTarget};
 use crate::flow::{FieldSet, Identity};
@@ -205,7 +205,7 @@ impl Sinks {
     }
 
     /// Drains all sinks until `deadline`, also those that go. The spool must have been closed.
-    pub(super) async fn stop(self, deadline: Instant) -> Vec<SinkReport> {
+    pub(super) async fn stop(self, deadline: Instant) -> Result<Vec<SinkReport>, String> {
         for (_, handle) in &self.running {
             handle.stop(deadline);
         }
@@ -214,12 +214,17 @@ impl Sinks {
             handle.retire(until.min(deadline));
             handles.push(handle);
         }
-        let joined = tokio::task::spawn_blocking(move || {
+        // No spawn_blocking: the end of the runtime waits for those, and a second signal must not.
+        let (done, joined) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("joiner".into()).spawn(move || {
             let until = deadline + GRACE;
             let left = || until.saturating_duration_since(Instant::now());
-            handles.into_iter().map(|handle| handle.join(left())).collect()
+            let reports: Vec<_> = handles.into_iter().map(|handle| handle.join(left())).collect();
+            // Nobody waits any more after a second signal.
+            let _ = done.send(reports);
         });
-        joined.await.expect("joining does not panic")
+        thread.map_err(|error| format!("no thread to wait for the sinks: {error}"))?;
+        Ok(joined.await.expect("joining does not panic"))
     }
 }
 

@@ -125,6 +125,8 @@ fn a_second_signal_ends_it_at_once() {
     udp(&netns, "127.0.0.1");
     signal(&mut process, Signal::SIGTERM);
     process.wait_notified("STOPPING=1", PATIENCE).expect("it says so");
+    // By then it waits for the sink, which once held up the end all the same.
+    std::thread::sleep(Duration::from_secs(1));
     let asked = Instant::now();
     signal(&mut process, Signal::SIGINT);
     let ended = process.wait(STOP_LIMIT).expect("an end");
