@@ -45,16 +45,17 @@ run: ## the agent on this host, until Ctrl-C (ARGS="--config FILE")
 	$(CARGO) build --release --locked --bin conntrail
 	$(AS_ROOT) $(RELEASE)/conntrail run $(ARGS)
 
-# Tests that touch the kernel work in namespaces of their own, and agree by locks on the one setting
-# that is the host's (tests/lab/limit.rs), so they may run side by side. The lab's own tests are part of
-# the integration tests.
+# One test at a time: those that touch the kernel have namespaces of their own and agree by locks on the
+# one setting that is the host's (tests/lab/limit.rs), but they measure what a kernel and two cores do in
+# so many milliseconds, and two that failed side by side passed alone. The lab's own tests are part of the
+# integration tests.
 # Without root and sudo what needs them is skipped, and named; where all is required that is a failure.
 TEST_PROGRAMS := cc conntrack fish ip man nft ping setpriv strace sysctl systemd-analyze unshare zsh
 .PHONY: test
 test: ## all tests, as root (ARGS="--test integration NAME" for some)
 	@if ((EUID == 0)) || command -v sudo >/dev/null || [[ -n $${CONNTRAIL_REQUIRE_ALL-} ]]; then
 	    packaging/need.sh $(TEST_PROGRAMS)
-	    export CONNTRAIL_REQUIRE_ALL=1 INSTA_WORKSPACE_ROOT=$(CURDIR)
+	    export RUST_TEST_THREADS=1 CONNTRAIL_REQUIRE_ALL=1 INSTA_WORKSPACE_ROOT=$(CURDIR)
 	    set -x
 	    $(CARGO) test --locked --no-fail-fast \
 	        --config "target.'cfg(unix)'.runner = '$(CURDIR)/$(AS_ROOT)'" $(ARGS)
@@ -109,7 +110,7 @@ package: $(TOOLS)/bin/cargo-deb $(TOOLS)/bin/cargo-generate-rpm ## the .deb and 
 	$(CARGO) build --release --locked --bin conntrail
 	rm -rf $(RELEASE)/assets
 	mkdir -p $(RELEASE)/assets
-	# 28 MB become 6: lines are for us, names are enough for a backtrace from afar.
+	# 28 MB become 5: lines are for us, names are enough for a backtrace from afar.
 	strip --strip-debug -o $(RELEASE)/assets/conntrail $(RELEASE)/conntrail
 	$(RELEASE)/conntrail man --out $(RELEASE)/assets/man1
 	for shell in bash zsh fish; do

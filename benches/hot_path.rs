@@ -75,6 +75,7 @@ fn decoder() -> Decoder {
         FlowIds::new("9d0c5ff1-8f10-4a5b-9b2e-b1d8a3c7a5e1", 4_026_531_840),
         Filter::default(),
         false,
+        false,
     )
 }
 

@@ -8,7 +8,7 @@ PATH=$PATH:/usr/sbin:/sbin
 keep=("PATH=$PATH")
 # sudo drops the environment, and may be told never to keep it: what tests look at is named here.
 for name in CONNTRAIL_REQUIRE_ALL CARGO_MANIFEST_DIR CI INSTA_WORKSPACE_ROOT PROPTEST_CASES \
-    RUST_BACKTRACE TMPDIR; do
+    RUST_BACKTRACE RUST_TEST_THREADS TMPDIR; do
     [[ -z ${!name-} ]] || keep+=("$name=${!name}")
 done
 exec sudo env "${keep[@]}" "$@"

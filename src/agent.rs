@@ -4,6 +4,7 @@
 //! Start: sinks, pipeline, sockets, capture, READY, snapshot. Stop: capture, queue, spool, sinks,
 //! each for a bounded time, so that an agent whose sink hangs ends all the same.
 
+mod events;
 mod host;
 pub(crate) mod identity;
 mod metering;
@@ -21,14 +22,15 @@ use crate::capture::{
     Sender, ValveConfig, queue,
 };
 use crate::config::{Config, EventKinds};
-use crate::control::{Error as ControlError, Tracking, push};
-use crate::flow::AgentAction;
+use crate::control::{Error as ControlError, Tracking, push, setting};
+use crate::flow::{AgentAction, Gap};
 use crate::pipeline::{Decoder, Filter, Pipeline, PipelineStats, now};
 use crate::spool::{Spool, SpoolClosed};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Notifier;
 use crate::telemetry::signals::{Request, Signals};
 
+use events::EventsSwitch;
 use metering::Meters;
 use sinks::{Left, Sinks};
 
@@ -39,8 +41,13 @@ const QUEUE_BYTES: usize = 16 << 20;
 /// How long a stop may take in all; a service manager's patience is longer.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
-/// How long sinks that stand still may hold up the rest, before what has no room is given up.
-const HURRY_AFTER: Duration = Duration::from_secs(4);
+/// How long sinks that stand still hold up a stop, before what has no room in the spool is given up,
+/// with a gap record.
+const STILL: Duration = Duration::from_secs(2);
+
+/// How long sinks that go on, but slowly, may hold it up: the rest of the time is for what the spool
+/// holds by then.
+const HURRY_AFTER: Duration = Duration::from_secs(5);
 
 /// What the service manager shows.
 const RECORDING: &str = "recording";
@@ -88,11 +95,14 @@ pub fn run(config: Config, options: Options) -> Result<(), AgentError> {
         .enable_all()
         .build()
         .map_err(AgentError::io("cannot start the control runtime"))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let mut agent = Agent::start(config, options).await?;
         let end = agent.serve().await;
         agent.stop(end).await
-    })
+    });
+    // Dropping it would wait for the task that joins the sinks, and a second signal must not wait.
+    runtime.shutdown_background();
+    result
 }
 
 /// Why serving ended.
@@ -118,8 +128,11 @@ struct Agent {
     pipeline: JoinHandle<Result<(), SpoolClosed>>,
     capture: CaptureHandle,
     out: Sender,
-    /// The dump at start is under way.
-    dumping: bool,
+    events: EventsSwitch,
+    /// Gaps that found the queue full.
+    unsaid: Vec<Gap>,
+    /// When the dump at start began that is under way.
+    dumping: Option<u64>,
 }
 
 impl Agent {
@@ -139,9 +152,11 @@ impl Agent {
         let capture = Capture::new(capture_config(&config))?;
         host::advise_on_buffer(capture.receive_buffer());
 
+        let events = EventsSwitch::new(config.capture.events, now());
         let (out, receiver) = queue(QUEUE_BYTES);
         let stats = Arc::new(PipelineStats::default());
-        let decoder = Decoder::new(ids, config.filter.clone(), config.snapshot);
+        let in_kernel = capture.filters_in_kernel() && config.filter.fits_the_kernel();
+        let decoder = Decoder::new(ids, config.filter.clone(), in_kernel, config.snapshot);
         let pipeline = Pipeline::new(receiver, spool.clone(), stats.clone(), decoder);
         let pipeline = std::thread::Builder::new()
             .name("pipeline".into())
@@ -158,7 +173,6 @@ impl Agent {
             queue: out.queue(),
             pipeline: stats.clone(),
             spool: spool.clone(),
-            spool_limit: config.spool.max_size,
         };
         meters.export(&metrics);
         Ok(Agent {
@@ -174,7 +188,9 @@ impl Agent {
             pipeline,
             capture,
             out,
-            dumping: false,
+            events,
+            unsaid: Vec::new(),
+            dumping: None,
         })
     }
 
@@ -191,13 +207,13 @@ impl Agent {
                 snapshot::take(out).await;
             }
         });
-        self.dumping = wanted;
+        self.dumping = wanted.then(now);
         let mut look = tokio::time::interval(Duration::from_secs(1));
         loop {
             let request = tokio::select! {
                 request = self.signals.next() => request,
-                () = &mut snapshot, if self.dumping => {
-                    self.dumping = false;
+                () = &mut snapshot, if self.dumping.is_some() => {
+                    self.dumping = None;
                     continue;
                 }
                 report = self.sinks.ended() => match self.sinks.without(&report) {
@@ -207,10 +223,13 @@ impl Agent {
                         return End::Broken(format!("the last sink, {}, is gone", report.name));
                     }
                 },
-                _ = look.tick() => match self.broken() {
-                    Some(what) => return End::Broken(what),
-                    None => continue,
-                },
+                _ = look.tick() => {
+                    if let Some(what) = self.broken() {
+                        return End::Broken(what);
+                    }
+                    self.look_at_events();
+                    continue;
+                }
             };
             match request {
                 Request::Stop | Request::StopNow => return End::Asked,
@@ -222,6 +241,23 @@ impl Agent {
                 }
             }
         }
+    }
+
+    fn look_at_events(&mut self) {
+        // What can't be read is not known to be off.
+        let value = setting("nf_conntrack_events").ok().flatten();
+        let gap = self.events.look(value, now());
+        if gap.is_some() && value == Some(0) {
+            tracing::warn!(
+                "nf_conntrack_events is 0: flows that begin now make no events, and a gap record says \
+                 so. Mend it: sysctl -w net.netfilter.nf_conntrack_events=1"
+            );
+        }
+        self.unsaid.extend(gap);
+        // A queue that is full just now gets them at a later look, or at the end; one that is closed
+        // never, and its end is seen elsewhere.
+        let full = |gap: &mut Gap| matches!(self.out.try_push(Item::Gap(*gap)), Ok(None));
+        self.unsaid.extract_if(.., full).for_each(drop);
     }
 
     /// A thread that ended by itself ends the agent: half an agent would look alive.
@@ -252,6 +288,8 @@ impl Agent {
             metrics: self.metrics,
             viewer: self.options.viewer,
             dumping: self.dumping,
+            events: self.events,
+            unsaid: self.unsaid,
         };
         let drained = tokio::select! {
             drained = drain.run() => drained,
@@ -284,7 +322,9 @@ struct Drain {
     stats: Arc<PipelineStats>,
     metrics: Metrics,
     viewer: bool,
-    dumping: bool,
+    dumping: Option<u64>,
+    events: EventsSwitch,
+    unsaid: Vec<Gap>,
 }
 
 impl Drain {
@@ -298,12 +338,17 @@ impl Drain {
         if let Err(error) = self.capture.join() {
             failures.push(format!("capture failed: {error}"));
         }
-        last_words(&self.out, &self.spool, hurry, self.dumping, self.viewer).await;
+        let at = now();
+        let cut = self.dumping.map(|from| Item::SnapshotEnd { complete: false, from, at });
+        let gaps = self.unsaid.into_iter().chain(self.events.end(at)).map(Item::Gap);
+        let stopped = Item::Note { action: AgentAction::Stopped, at };
+        let words = cut.into_iter().chain(gaps).chain((!self.viewer).then_some(stopped));
+        last_words(&self.out, &self.spool, hurry, words).await;
         drop(self.out);
         wait(&self.spool, hurry, || self.pipeline.is_finished()).await;
         match self.pipeline.join() {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => failures.push("the sinks stood still and the spool was full".to_owned()),
+            Ok(Err(closed)) => failures.push(closed.to_string()),
             Err(_) => failures.push("the pipeline's thread panicked".to_owned()),
         }
         self.spool.close(now());
@@ -321,14 +366,13 @@ impl Drain {
 }
 
 /// What stands behind the last event. A full queue is waited for only so long.
-async fn last_words(out: &Sender, spool: &Spool, hurry: Instant, dumping: bool, viewer: bool) {
-    let at = now();
-    let cut = Item::SnapshotEnd { complete: false, from: at, at };
-    let stopped = Item::Note { action: AgentAction::Stopped, at };
-    for (wanted, item) in [(dumping, cut), (!viewer, stopped)] {
-        if !wanted {
-            continue;
-        }
+async fn last_words(
+    out: &Sender,
+    spool: &Spool,
+    hurry: Instant,
+    words: impl Iterator<Item = Item>,
+) {
+    for item in words {
         // Closed: the pipeline is gone, and its end says why.
         if tokio::time::timeout_at(hurry.into(), push(out, item)).await.is_err() {
             spool.hurry();
@@ -336,11 +380,16 @@ async fn last_words(out: &Sender, spool: &Spool, hurry: Instant, dumping: bool, 
     }
 }
 
-/// Waits until `ended`. When that takes too long, what waits for room in the spool is told to give
-/// up: then it ends.
+/// Waits until `ended`. When that takes too long, nothing waits for room in the spool any more: then
+/// it ends.
 async fn wait(spool: &Spool, hurry: Instant, ended: impl Fn() -> bool) {
+    let (mut progress, mut moved) = (spool.progress(), Instant::now());
     while !ended() {
-        if Instant::now() >= hurry {
+        let (seen, now) = (spool.progress(), Instant::now());
+        if seen != progress {
+            (progress, moved) = (seen, now);
+        }
+        if now >= hurry || now.saturating_duration_since(moved) >= STILL {
             spool.hurry();
         }
         tokio::time::sleep(LOOK).await;

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::capture::{CaptureStats, Queue, SocketStats};
 use crate::control;
+use crate::ctnetlink::Reason;
 use crate::flow::{GapCause, Precision};
 use crate::pipeline::PipelineStats;
 use crate::sink::{Outcome, SinkReport, SinkStats};
-use crate::spool::Spool;
+use crate::spool::{Spool, WhenFull};
 use crate::telemetry::metrics::{self, Metrics, Sheet};
 
 /// What there is to look at in a running agent.
@@ -19,7 +20,6 @@ pub(super) struct Meters {
     pub queue: Arc<Queue>,
     pub pipeline: Arc<PipelineStats>,
     pub spool: Arc<Spool>,
-    pub spool_limit: usize,
 }
 
 fn of(counter: &AtomicU64) -> u64 {
@@ -77,7 +77,11 @@ impl Meters {
             sheet.add(&metrics::EVENTS_RECEIVED, &[netns, name], of(counter));
         }
         sheet.add(&metrics::FILTERED, &[], of(&stats.filtered));
-        sheet.add(&metrics::MALFORMED, &[], of(&stats.malformed));
+        for (counter, reason) in stats.malformed.iter().zip(Reason::ALL) {
+            if of(counter) > 0 {
+                sheet.add(&metrics::MALFORMED, &[reason.name()], of(counter));
+            }
+        }
         sheet.add(&metrics::UNKNOWN_ATTRIBUTES, &[], of(&stats.unknown_attributes));
         sheet.add(&metrics::UNKNOWN_MESSAGES, &[], of(&stats.unknown_messages));
         sheet.add(&metrics::FORGOTTEN, &[], of(&stats.forgotten));
@@ -109,7 +113,7 @@ impl Meters {
             sheet.add(&metrics::GAP_RECORDS, &[GapCause::SpoolFull.name()], tally.gaps);
         }
         sheet.add(&metrics::SPOOL_BYTES, &[], self.spool.bytes() as u64);
-        sheet.add(&metrics::SPOOL_LIMIT, &[], self.spool_limit as u64);
+        sheet.add(&metrics::SPOOL_LIMIT, &[], self.spool.config().max_size as u64);
         for (sink, pending, lapped) in self.spool.pending() {
             sheet.add(&metrics::SINK_PENDING, &[&sink], pending);
             sheet.add(&metrics::SINK_LAPPED, &[&sink], lapped);
@@ -143,6 +147,11 @@ pub(super) fn balance(
     reports: &[SinkReport],
 ) -> Vec<String> {
     let tally = spool.tally();
+    // With `drop_newest` giving records up is what was asked for.
+    let given_up = match spool.config().when_full {
+        WhenFull::DropNewest => 0,
+        WhenFull::Block | WhenFull::DropOldest => tally.dropped_newest,
+    };
     let mut wrong = Vec::new();
     let made = pipeline.expected_records() + tally.gaps;
     let lost = of(&pipeline.lost_at_stop);
@@ -152,7 +161,13 @@ pub(super) fn balance(
             .push(format!("{made} records were made, but {kept} kept and {lost} lost at the stop"));
     }
     if lost > 0 {
-        wrong.push(format!("{lost} records were lost because the spool had no room at the stop"));
+        wrong.push(format!("{lost} records were lost because the spool was closed"));
+    }
+    if given_up > 0 {
+        wrong.push(format!(
+            "{given_up} records were given up, because the sinks were too slow for the stop; a gap \
+             record says so"
+        ));
     }
     for report in reports {
         wrong.extend(undelivered(report));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::capture::Item;
+use crate::capture::{CaptureError, Item};
 use crate::config::Config;
 use crate::control::push;
 use crate::flow::AgentAction;
@@ -13,7 +13,7 @@ use crate::pipeline::{Filter, now};
 use super::{Agent, kernel_filter};
 
 /// How long a reload waits for room in a full queue: signals wait with it.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Agent {
     pub(super) async fn reload(&mut self) {
@@ -32,7 +32,7 @@ impl Agent {
         };
         self.warn_of_restart(&new);
         if let Err(why) = self.change_filter(&new.filter).await {
-            tracing::error!(why, "the filter stays as it was");
+            tracing::error!(why, "the filter was not changed as the configuration says");
         }
         self.sinks.apply(&new.sinks);
         self.config.sinks = new.sinks;
@@ -42,17 +42,19 @@ impl Agent {
     /// The kernel's filter is taken off in between, so that no flow which the old filter or the new
     /// one lets pass is lost on the way from one to the other.
     async fn change_filter(&mut self, filter: &Filter) -> Result<(), String> {
-        let changed = *filter != self.config.filter;
-        if changed {
-            self.capture.set_filter(None).map_err(|error| error.to_string())?;
-            self.put(Item::Filter(Arc::new(filter.clone()))).await?;
-            self.config.filter = filter.clone();
+        if *filter == self.config.filter {
+            return self.put(Item::Note { action: AgentAction::Reloaded, at: now() }).await;
         }
-        self.put(Item::Note { action: AgentAction::Reloaded, at: now() }).await?;
-        if changed && let Some(program) = kernel_filter(filter) {
-            self.capture.set_filter(Some(&program)).map_err(|error| error.to_string())?;
+        let failed = |error: CaptureError| error.to_string();
+        self.capture.set_filter(None).map_err(failed)?;
+        let new = Arc::new(filter.clone());
+        self.put(Item::Filter { filter: new.clone(), in_kernel: false }).await?;
+        self.config.filter = filter.clone();
+        let taken = self.capture.set_filter(kernel_filter(filter).as_ref()).map_err(failed)?;
+        if taken && filter.fits_the_kernel() {
+            self.put(Item::Filter { filter: new, in_kernel: true }).await?;
         }
-        Ok(())
+        self.put(Item::Note { action: AgentAction::Reloaded, at: now() }).await
     }
 
     async fn put(&self, item: Item) -> Result<(), String> {

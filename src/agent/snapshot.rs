@@ -7,13 +7,13 @@ use crate::pipeline::now;
 /// Dumps the table into the queue and then says there how it ended. Call it when the sockets have
 /// joined their groups: live events that come meanwhile mark what they overtake.
 pub(super) async fn take(out: Sender) {
+    let from = now();
     let mut control = match Control::connect() {
         Ok(control) => control,
         Err(error) => {
             tracing::warn!(%error, "the table at start could not be dumped");
-            let at = now();
             // Closed means that the agent is stopping.
-            let _ = push(&out, Item::SnapshotEnd { complete: false, from: at, at }).await;
+            let _ = push(&out, Item::SnapshotEnd { complete: false, from, at: now() }).await;
             return;
         }
     };

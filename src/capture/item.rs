@@ -71,6 +71,9 @@ pub enum Item {
         at: u64,
     },
     /// From here on other flows are shipped: in the queue, so that a reload has a place in the
-    /// sequence.
-    Filter(Arc<Filter>),
+    /// sequence. `in_kernel`: the socket filter does all of it.
+    Filter {
+        filter: Arc<Filter>,
+        in_kernel: bool,
+    },
 }

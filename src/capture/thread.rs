@@ -65,6 +65,7 @@ impl ReceiveBuffer {
 #[derive(Debug)]
 pub struct Capture {
     sockets: Sockets,
+    filtered: bool,
     reliable: bool,
     valve: ValveConfig,
     guard_program: Option<PathBuf>,
@@ -137,7 +138,7 @@ impl Capture {
             .transpose()?
             .map(Arc::new);
         let sockets = Sockets { destroys, events, event_groups: groups(wants) };
-        sockets.set_filter(config.filter.as_ref())?;
+        let filtered = sockets.set_filter(config.filter.as_ref())?;
         let buffer = set_buffers(&sockets, config.receive_buffer)?;
         let failed = |e| CaptureError::of("cannot read SO_MEMINFO", e);
         let side = |socket: &Option<Arc<Socket>>, kinds| {
@@ -157,6 +158,7 @@ impl Capture {
         }
         let stats = Arc::<CaptureStats>::default();
         Ok(Capture {
+            filtered,
             reader: Reader::new(destroys, events, stats.clone()),
             reliable: config.reliable && sockets.destroys.is_some(),
             sockets,
@@ -167,6 +169,11 @@ impl Capture {
             stats,
             wake: Wake::new().map_err(|e| CaptureError::of("cannot make an eventfd", e))?,
         })
+    }
+
+    /// Whether the kernel took the filter.
+    pub fn filters_in_kernel(&self) -> bool {
+        self.filtered
     }
 
     /// The receive buffer that each socket got.

@@ -93,7 +93,7 @@ impl Printer {
             OutputFormat::Json => FormatKind::Json,
         };
         Ok(Printer {
-            decoder: Decoder::new(ids, Filter::default(), false),
+            decoder: Decoder::new(ids, Filter::default(), true, false),
             format: kind.build(FieldSet::FULL),
             identity,
             seq: 1,

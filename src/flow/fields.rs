@@ -175,7 +175,7 @@ table! {
         event: Word<'_>, "", "message type, NLM_F_CREATE", [ALWAYS],
             "What the record is: new, update, destroy, snapshot, expect_new, expect_destroy, gap or agent."
             => Some(Word(view.record.event_name()));
-        ts: Time, "", "CTA_TIMESTAMP_EVENT, else arrival", [ALWAYS], "When it happened." => Some(Time(view.record.ts));
+        ts: Time, "", "CTA_TIMESTAMP_EVENT, else CTA_TIMESTAMP_STOP of a destroy, else arrival", [ALWAYS], "When it happened." => Some(Time(view.record.ts));
         agent: &str, "", "[agent] name", [ALWAYS], "Who recorded it." => Some(view.identity.agent.as_str());
         epoch: u64, "", "", [ALWAYS], "Names one run of the agent; later runs have higher ones." => Some(view.identity.epoch);
         seq: u64, "", "", [ALWAYS],
@@ -188,7 +188,7 @@ table! {
             "The same in all records of a flow. The kernel may use one again later: (flow_id, start) is unique."
             => flow.conn.has(Attrs::ID).then_some(Hash(flow.flow_id));
         overtaken: bool, "", "", [AUDIT ACCOUNTING],
-            "On a snapshot: a live event of the same flow has a lower seq and is the truth." => flow.overtaken.then_some(true);
+            "On a snapshot: a live event of the same flow has a lower seq, so this one may be out of date." => flow.overtaken.then_some(true);
         ct_id: u32, "", "CTA_ID", [AUDIT ACCOUNTING], "The kernel's identifier of the entry."
             => flow.conn.has(Attrs::ID).then_some(flow.conn.id);
     }
@@ -320,10 +320,10 @@ table! {
             => (!name.is_empty()).then_some(name);
     }
     ids(flow: &Flow) {
-        community_id: CommunityId, "", "CTA_TUPLE_ORIG", [ACCOUNTING], "Community ID v1, seed 0, as seen inside."
+        community_id: CommunityId, "", "CTA_TUPLE_ORIG", [ACCOUNTING], "Community ID v1, seed 0, before translation."
             => CommunityId::of(&flow.conn.orig);
         community_id_nat: CommunityId, "", "CTA_TUPLE_REPLY, inverted", [ACCOUNTING],
-            "Community ID v1 as seen outside, where the flow was translated."
+            "Community ID v1 after translation, where the flow was translated."
             => flow.translation().and_then(|nat| CommunityId::of(&nat.outside()));
     }
     expectation(expect: &Expectation) {
@@ -361,15 +361,15 @@ table! {
     }
     gap(gap: &Gap) {
         gap_cause: Word<'_>, "", "", [ALWAYS],
-            "Why records are missing: overrun, valve, truncated, malformed, snapshot_incomplete or spool_full."
+            "Why records are missing: overrun, valve, truncated, malformed, snapshot_incomplete, spool_full or events_off."
             => Some(Word(gap.cause.name()));
-        gap_events: u64, "events", "sk_drops and own counts", [ALWAYS], "How many are missing." => gap.events;
+        gap_events: u64, "events", "sk_drops and own counts", [ALWAYS], "How many are missing; not to be summed over gaps with gap_seq_from." => gap.events;
         gap_precision: Word<'_>, "", "", [ALWAYS], "How gap_events is to be read: exact, at_least, at_most or unknown."
             => Some(Word(gap.precision.name()));
         gap_kinds: Kinds, "", "", [ALWAYS], "Which kinds of record the missing ones may have been." => Some(Kinds(gap.kinds));
         gap_from: Time, "", "", [ALWAYS], "Nothing was missing before." => Some(Time(gap.from));
         gap_to: Time, "", "", [ALWAYS], "All that is missing was missing by then." => Some(Time(gap.to));
-        gap_seq_from: u64, "", "", [ALWAYS], "First numbered record that was given up." => gap.seqs.map(|seqs| seqs.0);
+        gap_seq_from: u64, "", "", [ALWAYS], "First numbered record that was given up; a sink that has these numbers lost nothing." => gap.seqs.map(|seqs| seqs.0);
         gap_seq_to: u64, "", "", [ALWAYS], "Last numbered record that was given up." => gap.seqs.map(|seqs| seqs.1);
     }
     agent_note(note: &AgentNote) {

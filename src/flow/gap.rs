@@ -18,16 +18,19 @@ pub enum GapCause {
     SnapshotIncomplete,
     /// The spool was full and its policy gave records up.
     SpoolFull,
+    /// `nf_conntrack_events` was 0: the kernel made no events for flows that began meanwhile.
+    EventsOff,
 }
 
 impl GapCause {
-    pub const ALL: [GapCause; 6] = [
+    pub const ALL: [GapCause; 7] = [
         GapCause::Overrun,
         GapCause::Valve,
         GapCause::Truncated,
         GapCause::Malformed,
         GapCause::SnapshotIncomplete,
         GapCause::SpoolFull,
+        GapCause::EventsOff,
     ];
 
     pub fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl GapCause {
             GapCause::Malformed => "malformed",
             GapCause::SnapshotIncomplete => "snapshot_incomplete",
             GapCause::SpoolFull => "spool_full",
+            GapCause::EventsOff => "events_off",
         }
     }
 }
@@ -62,6 +66,17 @@ impl Precision {
             Precision::AtLeast => "at_least",
             Precision::AtMost => "at_most",
             Precision::Unknown => "unknown",
+        }
+    }
+}
+
+impl Precision {
+    /// Of the sum of two counts.
+    pub fn and(self, other: Precision) -> Precision {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Precision::Exact, other) | (other, Precision::Exact) => other,
+            _ => Precision::Unknown,
         }
     }
 }

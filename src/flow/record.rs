@@ -172,14 +172,13 @@ impl Record {
         }
     }
 
-    /// How many events are missing when this record is: one, or as many as a gap record stands for
-    /// (`None` when that is not known exactly).
-    pub fn missing(&self) -> Option<u64> {
+    /// How many events are missing when this record is, and how exact that is: one, or as many as a
+    /// gap record stands for.
+    pub fn missing(&self) -> (u64, Precision) {
         match &self.body {
-            Body::Flow(_) | Body::Expectation(_) => Some(1),
-            Body::Agent(_) => Some(0),
-            Body::Gap(gap) if gap.precision == Precision::Exact => gap.events,
-            Body::Gap(_) => None,
+            Body::Flow(_) | Body::Expectation(_) => (1, Precision::Exact),
+            Body::Agent(_) => (0, Precision::Exact),
+            Body::Gap(gap) => (gap.events.unwrap_or(0), gap.precision),
         }
     }
 

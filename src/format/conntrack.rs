@@ -117,7 +117,8 @@ impl FlowText<'_> {
             write!(f, "zone-reply={} ", conn.reply.zone)?;
         }
         if conn.has(Attrs::START | Attrs::STOP) {
-            let seconds = conn.stop.saturating_sub(conn.start) / 1_000_000_000;
+            // The difference of whole seconds, as conntrack(8) computes it.
+            let seconds = (conn.stop / 1_000_000_000).saturating_sub(conn.start / 1_000_000_000);
             write!(f, "delta-time={seconds} ")?;
         }
         if let Some(rare) = &self.0.rare
@@ -159,7 +160,7 @@ fn protocol(f: &mut Formatter<'_>, tuple: &Tuple) -> fmt::Result {
     if !tuple.has(TupleParts::PROTO) {
         return Ok(());
     }
-    write!(f, "{:<8} {} ", names::protocol(tuple.proto), tuple.proto)
+    write!(f, "{:<8} {} ", names::conntrack_protocol(tuple.proto), tuple.proto)
 }
 
 fn tuple(f: &mut Formatter<'_>, tuple: &Tuple) -> fmt::Result {

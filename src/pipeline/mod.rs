@@ -90,6 +90,8 @@ pub fn now() -> u64 {
 pub struct Decoder {
     ids: FlowIds,
     filter: Filter,
+    /// The socket filter does all that the filter asks for.
+    whole_in_kernel: bool,
     rare: RareMemory,
     /// Flows with a live event since the subscription, while the snapshot is under way.
     live: Option<LiveFlows>,
@@ -99,11 +101,13 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// `snapshot` says that the entries of a dump will come, and then a [`Item::SnapshotEnd`].
-    pub fn new(ids: FlowIds, filter: Filter, snapshot: bool) -> Self {
+    /// `in_kernel` says that the socket filter does all of `filter`; `snapshot`, that the entries of a
+    /// dump will come, and then an [`Item::SnapshotEnd`].
+    pub fn new(ids: FlowIds, filter: Filter, in_kernel: bool, snapshot: bool) -> Self {
         Decoder {
             ids,
             filter,
+            whole_in_kernel: in_kernel,
             rare: RareMemory::default(),
             live: snapshot.then(LiveFlows::default),
             tally: BatchTally::default(),
@@ -122,10 +126,13 @@ impl Decoder {
                     self.gap(snapshot_gap(*from, *at), records);
                 }
             }
-            Item::Gap(gap) => self.gap(*gap, records),
+            Item::Gap(gap) => self.lost_in_kernel(*gap, records),
             Item::Valve(change) => self.valve(*change, records),
             Item::Note { action, at } => self.note(*action, *at, None, records),
-            Item::Filter(filter) => self.filter = (**filter).clone(),
+            Item::Filter { filter, in_kernel } => {
+                self.filter = (**filter).clone();
+                self.whole_in_kernel = *in_kernel;
+            }
         }
     }
 
@@ -252,6 +259,13 @@ impl Decoder {
             function: text(expect.function),
         }));
         records.push(Record { ts: arrived, body });
+    }
+
+    /// The kernel counts what it drops, but not what we would have filtered of it.
+    fn lost_in_kernel(&mut self, gap: Gap, records: &mut Vec<Record>) {
+        let filters_here = !self.whole_in_kernel && self.filter != Filter::default();
+        let whose = if filters_here { Precision::AtMost } else { Precision::Exact };
+        self.gap(Gap { precision: gap.precision.and(whose), ..gap }, records);
     }
 
     fn gap(&mut self, gap: Gap, records: &mut Vec<Record>) {

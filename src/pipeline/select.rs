@@ -42,6 +42,12 @@ impl Filter {
             && self.tuples_pass(&[&conn.orig, &conn.reply])
     }
 
+    /// Whether a socket filter by protocol and network is all of it.
+    pub fn fits_the_kernel(&self) -> bool {
+        let Filter { nat_only, protocols: _, include: _, exclude: _, ports, marks, zones } = self;
+        !nat_only && ports.is_empty() && marks.is_empty() && zones.is_empty()
+    }
+
     /// An expectation has no status and no mark yet: these conditions do not concern it.
     pub fn passes_expectation(&self, expect: &Expect<'_>) -> bool {
         let zone = if expect.present.contains(ExpectAttrs::ZONE) { expect.zone } else { 0 };

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::ctnetlink::Tally;
+use crate::ctnetlink::{Reason, Tally};
 use crate::flow::{Gap, GapCause, Precision};
 
 /// Counters since the start.
@@ -15,7 +15,8 @@ pub struct PipelineStats {
     pub expectations: AtomicU64,
     pub filtered: AtomicU64,
     pub notes: AtomicU64,
-    pub malformed: AtomicU64,
+    /// By [`Reason`].
+    pub malformed: [AtomicU64; Reason::ALL.len()],
     pub unknown_attributes: AtomicU64,
     pub unknown_messages: AtomicU64,
     /// Flows whose rare attributes were forgotten before their end.
@@ -58,7 +59,6 @@ impl PipelineStats {
             (&self.expectations, tally.expectations),
             (&self.filtered, tally.filtered),
             (&self.notes, tally.notes),
-            (&self.malformed, tally.codec.refused_total()),
             (&self.unknown_attributes, tally.codec.unknown_attributes),
             (&self.unknown_messages, tally.codec.unknown_messages),
             (&self.forgotten, tally.forgotten),
@@ -66,6 +66,11 @@ impl PipelineStats {
         for (counter, count) in counts {
             if count > 0 {
                 counter.fetch_add(count, Relaxed);
+            }
+        }
+        if tally.codec.refused_total() > 0 {
+            for (counter, reason) in self.malformed.iter().zip(Reason::ALL) {
+                counter.fetch_add(tally.codec.refused(reason), Relaxed);
             }
         }
         *tally = BatchTally::default();

@@ -64,7 +64,7 @@ fn batch(datagrams: &[Vec<u8>]) -> RawBatch {
 }
 
 fn decoder(filter: Filter, snapshot: bool) -> Decoder {
-    Decoder::new(FlowIds::new("boot", 1), filter, snapshot)
+    Decoder::new(FlowIds::new("boot", 1), filter, false, snapshot)
 }
 
 fn records(decoder: &mut Decoder, items: &[Item]) -> Vec<Record> {
@@ -187,7 +187,7 @@ fn a_filter_in_the_queue_is_in_force_from_its_place_on() {
     let tcp_only = Arc::new(Filter { protocols: vec![6], ..Filter::default() });
     let items = [
         Item::Events(batch(&[new(1)])),
-        Item::Filter(tcp_only),
+        Item::Filter { filter: tcp_only, in_kernel: false },
         Item::Note { action: AgentAction::Reloaded, at: 5 },
         Item::Events(batch(&[new(2)])),
     ];
@@ -195,6 +195,27 @@ fn a_filter_in_the_queue_is_in_force_from_its_place_on() {
     let events: Vec<_> = records.iter().map(Record::event_name).collect();
     assert_eq!(events, ["new", "agent"]);
     assert_eq!(decoder.tally.filtered, 1);
+}
+
+#[test]
+fn a_count_of_the_kernels_is_a_bound_where_we_filter_more_than_it() {
+    let lost = Gap {
+        cause: GapCause::Overrun,
+        events: Some(9),
+        precision: Precision::Exact,
+        kinds: GapKinds::NEW,
+        from: 1,
+        to: 2,
+        seqs: None,
+    };
+    let precision = |filter: Filter, in_kernel| {
+        let mut decoder = Decoder::new(FlowIds::new("boot", 1), filter, in_kernel, false);
+        gap(&records(&mut decoder, &[Item::Gap(lost)])[0]).precision
+    };
+    let tcp = || Filter { protocols: vec![6], ..Filter::default() };
+    assert_eq!(precision(Filter::default(), false), Precision::Exact);
+    assert_eq!(precision(tcp(), true), Precision::Exact);
+    assert_eq!(precision(tcp(), false), Precision::AtMost);
 }
 
 #[test]

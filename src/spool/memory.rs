@@ -55,7 +55,7 @@ pub struct SpoolTally {
     pub appended: u64,
     /// Numbered records given up by `drop_oldest`.
     pub dropped_oldest: u64,
-    /// Records given up by `drop_newest`; these have no numbers.
+    /// Records given up by `drop_newest` or at the stop; these have no numbers.
     pub dropped_newest: u64,
     /// Gap records that the spool made itself.
     pub gaps: u64,
@@ -89,8 +89,10 @@ struct State {
     cursors: BTreeMap<u64, Position>,
     next_cursor: u64,
     spare: Vec<Vec<Record>>,
-    /// What `drop_newest` gave up since the last batch that fitted.
+    /// What was given up since the last batch that fitted.
     refused: Option<Gap>,
+    /// What the agent said of itself meanwhile: a few records, which are never given up.
+    notes: Vec<Record>,
     closed: bool,
     /// No append waits any more.
     hurry: bool,
@@ -156,21 +158,18 @@ impl Spool {
             while !state.closed && !state.hurry && self.is_full_for(&state, weight) {
                 state = self.acknowledged.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            if self.is_full_for(&state, weight) {
-                return Err(SpoolClosed);
-            }
         }
         if state.closed {
             return Err(SpoolClosed);
         }
-        if self.config.when_full == WhenFull::DropNewest && self.is_full_for(&state, weight) {
+        if self.config.when_full != WhenFull::DropOldest && self.is_full_for(&state, weight) {
             state.refuse(records);
             return Ok(());
         }
-        if let Some(gap) = self.make_room(&mut state, weight).or_else(|| state.refused.take()) {
-            state.tally.gaps += 1;
-            records.insert(0, Record { ts: now, body: Body::Gap(gap) });
+        if let Some(gap) = self.make_room(&mut state, weight) {
+            state.refused = Some(gap);
         }
+        records.splice(..0, state.owed(now));
         let mut next = state.spare.pop().unwrap_or_default();
         std::mem::swap(&mut next, records);
         state.put(next, weight);
@@ -179,13 +178,14 @@ impl Spool {
         Ok(())
     }
 
-    /// No more appends: what `drop_newest` still owes is said, and cursors end after the last
-    /// record.
+    /// No more appends: what was given up and not said yet is said, past the bound, and cursors end
+    /// after the last record.
     pub fn close(&self, now: u64) {
         let mut state = self.lock();
-        if let Some(gap) = state.refused.take() {
-            state.tally.gaps += 1;
-            state.put(vec![Record { ts: now, body: Body::Gap(gap) }], size_of::<Record>());
+        let owed = state.owed(now);
+        if !owed.is_empty() {
+            let weight = owed.iter().map(Record::weight).sum();
+            state.put(owed, weight);
         }
         state.closed = true;
         drop(state);
@@ -193,7 +193,8 @@ impl Spool {
         self.acknowledged.notify_all();
     }
 
-    /// An append that would have to wait fails from now on: the time to stop has come.
+    /// No append waits from now on, because the time to stop has come: what does not fit is given up as
+    /// `drop_newest` does it, and a gap record says so.
     pub fn hurry(&self) {
         self.lock().hurry = true;
         self.acknowledged.notify_all();
@@ -220,6 +221,15 @@ impl Spool {
         self.acknowledged.notify_all();
         // It may wait in `next`.
         self.appended.notify_all();
+    }
+
+    pub fn config(&self) -> SpoolConfig {
+        self.config
+    }
+
+    /// Rises whenever a sink has taken records.
+    pub fn progress(&self) -> u64 {
+        self.lock().cursors.values().map(|at| at.acked).sum()
     }
 
     pub fn tally(&self) -> SpoolTally {
@@ -286,6 +296,10 @@ impl State {
     }
 
     fn refuse(&mut self, records: &mut Vec<Record>) {
+        self.notes.extend(records.extract_if(.., |record| matches!(record.body, Body::Agent(_))));
+        if records.is_empty() {
+            return;
+        }
         self.tally.dropped_newest += records.len() as u64;
         let gap = gap_of(records, None);
         self.refused = Some(match self.refused.take() {
@@ -293,6 +307,13 @@ impl State {
             None => gap,
         });
         records.clear();
+    }
+
+    /// What stands before the next record: the gap of what was given up, then the agent's notes.
+    fn owed(&mut self, now: u64) -> Vec<Record> {
+        let gap = self.refused.take().map(|gap| Record { ts: now, body: Body::Gap(gap) });
+        self.tally.gaps += u64::from(gap.is_some());
+        gap.into_iter().chain(self.notes.drain(..)).collect()
     }
 
     fn pending(&self, id: u64) -> (u64, u64) {
@@ -439,7 +460,13 @@ fn gap_of(records: &[Record], seqs: Option<(u64, u64)>) -> Gap {
     // A gap record given up passes what it said on to the new one: its times, and its numbers, or a
     // sink that had neither would see a hole that no gap record covers. The numbers become one range,
     // which may then hold numbers that this sink has seen; the range in between two gaps is gone too.
-    let exact = records.iter().all(|record| record.missing().is_some());
+    // Numbered records are given up for the sinks that have not had them yet: one that has had some
+    // misses fewer, and knows by the numbers how many.
+    let whose = if seqs.is_some() { Precision::AtMost } else { Precision::Exact };
+    let missing = records.iter().map(Record::missing);
+    let (events, precision) = missing.fold((0, whose), |(events, precision), (more, exact)| {
+        (events + more, precision.and(exact))
+    });
     let earlier_gaps = records.iter().filter_map(|record| match &record.body {
         Body::Gap(gap) => Some(gap),
         _ => None,
@@ -454,8 +481,8 @@ fn gap_of(records: &[Record], seqs: Option<(u64, u64)>) -> Gap {
     }
     Gap {
         cause: GapCause::SpoolFull,
-        events: Some(records.iter().filter_map(Record::missing).sum()),
-        precision: if exact { Precision::Exact } else { Precision::AtLeast },
+        events: Some(events),
+        precision,
         kinds: records.iter().map(Record::gap_kind).fold(GapKinds::empty(), |a, b| a | b),
         from: records.iter().map(|record| record.ts).fold(from, u64::min),
         to: records.iter().map(|record| record.ts).fold(to, u64::max),
@@ -466,11 +493,7 @@ fn gap_of(records: &[Record], seqs: Option<(u64, u64)>) -> Gap {
 fn join(earlier: Gap, later: Gap) -> Gap {
     Gap {
         events: Some(earlier.events.unwrap_or(0) + later.events.unwrap_or(0)),
-        precision: if earlier.precision == later.precision {
-            later.precision
-        } else {
-            Precision::AtLeast
-        },
+        precision: earlier.precision.and(later.precision),
         kinds: earlier.kinds | later.kinds,
         from: earlier.from.min(later.from),
         to: earlier.to.max(later.to),
@@ -489,7 +512,7 @@ mod tests {
 
     use super::*;
     use crate::ctnetlink::Conn;
-    use crate::flow::{Flow, FlowEvent};
+    use crate::flow::{AgentAction, AgentNote, Flow, FlowEvent};
 
     const RECORD: usize = size_of::<Record>();
 
@@ -550,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn block_waits_for_an_acknowledgement_and_hurry_ends_the_wait_with_the_records_untouched() {
+    fn block_waits_for_an_acknowledgement_and_hurry_ends_the_wait_with_a_gap_record() {
         let spool = spool(4, WhenFull::Block);
         let mut cursor = spool.cursor("a");
         spool.append(&mut flows(0, 3), 0).unwrap();
@@ -574,12 +597,26 @@ mod tests {
             let spool = spool.clone();
             move || {
                 let mut records = flows(6, 3);
+                records.push(note());
                 (spool.append(&mut records, 0), records.len())
             }
         });
         spool.hurry();
-        assert_eq!(waiting.join().unwrap(), (Err(SpoolClosed), 3));
-        assert_eq!(spool.tally(), SpoolTally { appended: 6, ..SpoolTally::default() });
+        assert_eq!(waiting.join().unwrap(), (Ok(()), 0));
+        spool.close(9);
+        // Past the bound, and the agent's own words are never given up.
+        let last = batch(cursor.next(Duration::ZERO));
+        assert_eq!(last.records.len(), 2);
+        let Body::Gap(gap) = &last.records[0].body else { panic!("{last:?}") };
+        assert_eq!((gap.events, gap.precision, gap.seqs), (Some(3), Precision::Exact, None));
+        assert_eq!(last.records[1], note());
+        let tally = SpoolTally { appended: 8, dropped_newest: 3, gaps: 1, ..SpoolTally::default() };
+        assert_eq!(spool.tally(), tally);
+    }
+
+    fn note() -> Record {
+        let note = AgentNote { action: AgentAction::Stopped, version: "1", valve: None };
+        Record { ts: 8, body: Body::Agent(Box::new(note)) }
     }
 
     #[test]
@@ -617,7 +654,7 @@ mod tests {
         let expected = Gap {
             cause: GapCause::SpoolFull,
             events: Some(3),
-            precision: Precision::Exact,
+            precision: Precision::AtMost,
             kinds: GapKinds::DESTROY,
             from: 10,
             to: 12,
@@ -640,7 +677,7 @@ mod tests {
         let last = batch(cursor.next(Duration::ZERO));
         let gap = gap(&last.records[0]);
         assert_eq!(gap.seqs, Some((1, last.base_seq - 1)));
-        assert_eq!((gap.events, gap.precision), (Some(6), Precision::Exact));
+        assert_eq!((gap.events, gap.precision), (Some(6), Precision::AtMost));
         assert_eq!((gap.from, gap.to), (10, 1000), "to: when the first gap record was made");
     }
 
@@ -809,7 +846,8 @@ mod tests {
                 match &record.body {
                     Body::Flow(flow) => self.ids.push(flow.flow_id),
                     Body::Gap(gap) => {
-                        assert_eq!(gap.precision, Precision::Exact);
+                        let whose = gap.seqs.map_or(Precision::Exact, |_| Precision::AtMost);
+                        assert_eq!(gap.precision, whose);
                         self.gap_events += gap.events.unwrap();
                         match gap.seqs {
                             Some(seqs) => self.covered.push(seqs),
@@ -847,13 +885,9 @@ mod tests {
                     Op::Append(count) => {
                         let mut records = flows(made, count);
                         made += count as u64;
-                        if spool.append(&mut records, made).is_ok() {
-                            prop_assert!(records.is_empty());
-                            taken += count as u64;
-                        } else {
-                            prop_assert_eq!(policy, WhenFull::Block);
-                            prop_assert_eq!(records.len(), count);
-                        }
+                        spool.append(&mut records, made).unwrap();
+                        prop_assert!(records.is_empty());
+                        taken += count as u64;
                     }
                     Op::Read(who) => {
                         if let Next::Batch(batch) = cursors[who].next(Duration::ZERO) {

@@ -72,7 +72,7 @@ metrics! {
     VALVE_OPENS Counter "valve_opens" ["netns"]
         "Times that reliable mode was given up so that the table does not fill"
     QUEUE_BYTES Gauge "queue_bytes" [] "Raw events between capture and pipeline"
-    MALFORMED Counter "messages_malformed" [] "Messages that were refused"
+    MALFORMED Counter "messages_malformed" ["reason"] "Messages that were refused"
     UNKNOWN_ATTRIBUTES Counter "attributes_unknown" [] "Attributes that were skipped"
     UNKNOWN_MESSAGES Counter "messages_unknown" [] "Messages that were skipped"
     FORGOTTEN Counter "flows_forgotten" []
