@@ -352,9 +352,12 @@ impl Drain {
             Err(_) => failures.push("the pipeline's thread panicked".to_owned()),
         }
         self.spool.close(now());
-        let reports = self.sinks.stop(deadline).await;
-
-        failures.extend(metering::balance(&self.stats, &self.spool, &reports));
+        match self.sinks.stop(deadline).await {
+            Ok(reports) => {
+                failures.extend(metering::balance(&self.stats, &self.spool, &reports));
+            }
+            Err(error) => failures.push(error),
+        }
         if !self.viewer {
             self.metrics.print();
         }

@@ -132,6 +132,10 @@ pub(super) fn export_sink(metrics: &Metrics, name: &str, stats: Arc<SinkStats>) 
         sheet.add(&metrics::SINK_ERRORS, &[&sink, "archive"], stats.archive_errors.get());
         sheet.add(&metrics::SINK_ROTATIONS, &[&sink], stats.rotated.get());
         sheet.add(&metrics::SINK_REOPENED, &[&sink], stats.reopened.get());
+        sheet.add(&metrics::SINK_BUSY, &[&sink], stats.busy.get());
+        sheet.add(&metrics::SINK_TORN, &[&sink], stats.torn_bytes.get());
+        sheet.add(&metrics::SINK_COMPRESSED, &[&sink], stats.compressed.get());
+        sheet.add(&metrics::SINK_REMOVED, &[&sink], stats.removed.get());
     });
 }
 

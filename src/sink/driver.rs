@@ -28,11 +28,13 @@ const CHUNK: usize = 256 * 1024;
 /// How often a sink with nothing to do looks after itself.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What makes lines and what takes them.
+/// What makes lines and what takes them, under which name.
 #[derive(Debug)]
 pub struct SinkParts {
+    pub name: String,
     pub sink: Box<dyn Sink>,
     pub format: Box<dyn Format>,
+    pub stats: Arc<SinkStats>,
 }
 
 /// How a sink's thread ended.
@@ -53,6 +55,8 @@ pub enum Outcome {
 /// What became of the records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkReport {
+    /// Of its [`SinkHandle`]: names may be used again.
+    pub id: u64,
     pub name: String,
     pub outcome: Outcome,
     /// Records acknowledged.
@@ -66,6 +70,7 @@ pub struct SinkReport {
 /// A running sink. Dropping it leaves the thread to itself.
 #[derive(Debug)]
 pub struct SinkHandle {
+    id: u64,
     name: String,
     shared: Arc<Shared>,
     waker: Waker,
@@ -86,6 +91,8 @@ struct Commands {
     reopen: bool,
     replace: Option<SinkParts>,
     stop: Option<(Until, Instant)>,
+    /// The thread ends: it obeys no more.
+    over: bool,
 }
 
 #[derive(Debug, Default)]
@@ -102,18 +109,16 @@ pub fn start(
     cursor: Cursor,
     parts: SinkParts,
     identity: Arc<Identity>,
-    stats: Arc<SinkStats>,
     on_end: impl FnOnce(&SinkReport) + Send + 'static,
 ) -> std::io::Result<SinkHandle> {
-    let name = cursor.name().to_owned();
-    let waker = cursor.waker();
+    let (name, stats) = (parts.name.clone(), parts.stats.clone());
+    let (id, waker) = (cursor.id(), cursor.waker());
     let shared = Arc::new(Shared::default());
     let (report_to, ended) = mpsc::channel();
     let mut driver = Driver {
         cursor,
         parts,
         identity,
-        stats: stats.clone(),
         shared: shared.clone(),
         stop: None,
         batch: None,
@@ -122,9 +127,11 @@ pub fn start(
         done: 0,
         backoff: Backoff::new(RandomState::new().hash_one(&name)),
         complaint: Complaint::default(),
+        delivery_failed: false,
     };
     // The kernel shows 15 bytes of a thread's name.
-    thread::Builder::new().name(format!("sink-{name:.10}")).spawn(move || {
+    let thread = thread::Builder::new().name(format!("sink-{name:.10}"));
+    let spawned = thread.spawn(move || {
         // A panic in a format or a sink is a bug; the agent still has to learn that the sink is gone.
         let outcome = match std::panic::catch_unwind(AssertUnwindSafe(|| driver.run())) {
             Ok(outcome) => {
@@ -133,17 +140,24 @@ pub fn start(
             }
             Err(_) => Outcome::Fatal("the sink's thread panicked".to_owned()),
         };
+        // Whatever ended it: it can't be kept any more.
+        driver.shared.lock().over = true;
         let report = driver.finish(outcome);
         on_end(&report);
         // Nobody may be waiting for it.
         let _ = report_to.send(report);
-    })?;
-    Ok(SinkHandle { name, shared, waker, stats, ended })
+    });
+    if let Err(error) = spawned {
+        // Without a thread it would hold up the spool for ever.
+        waker.forget();
+        return Err(error);
+    }
+    Ok(SinkHandle { id, name, shared, waker, stats, ended })
 }
 
 impl SinkHandle {
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     pub fn stats(&self) -> &Arc<SinkStats> {
@@ -155,9 +169,22 @@ impl SinkHandle {
         self.command(|commands| commands.reopen = true);
     }
 
-    /// Goes on with another sink or format at the first record that is not acknowledged.
-    pub fn replace(&self, parts: SinkParts) {
-        self.command(|commands| commands.replace = Some(parts));
+    /// Goes on with another sink, format or name at the first record that is not acknowledged. One
+    /// that retires is kept; when it is too late for that, the parts come back.
+    pub fn replace(&mut self, parts: SinkParts) -> Result<(), SinkParts> {
+        let (name, stats) = (parts.name.clone(), parts.stats.clone());
+        {
+            let mut commands = self.shared.lock();
+            if commands.over {
+                return Err(parts);
+            }
+            commands.replace = Some(parts);
+            commands.stop = None;
+            self.shared.any.store(true, Ordering::Release);
+        }
+        (self.name, self.stats) = (name, stats);
+        self.wake();
+        Ok(())
     }
 
     /// Delivers until the spool's end (close it first, or nothing ends before the deadline), then
@@ -180,6 +207,7 @@ impl SinkHandle {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 let (pending, lapped) = self.waker.pending();
                 SinkReport {
+                    id: self.id,
                     name: self.name,
                     outcome: Outcome::Stuck,
                     acked: self.stats.records_acked.get(),
@@ -191,8 +219,15 @@ impl SinkHandle {
     }
 
     fn command(&self, change: impl FnOnce(&mut Commands)) {
-        change(&mut self.shared.lock());
-        self.shared.any.store(true, Ordering::Release);
+        {
+            let mut commands = self.shared.lock();
+            change(&mut commands);
+            self.shared.any.store(true, Ordering::Release);
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
         self.shared.changed.notify_all();
         self.waker.wake();
     }
@@ -223,7 +258,6 @@ struct Driver {
     cursor: Cursor,
     parts: SinkParts,
     identity: Arc<Identity>,
-    stats: Arc<SinkStats>,
     shared: Arc<Shared>,
     stop: Option<(Until, Instant)>,
     /// A batch of which the records from this index on are not formatted yet.
@@ -235,6 +269,9 @@ struct Driver {
     done: usize,
     backoff: Backoff,
     complaint: Complaint,
+    /// The last delivery failed: only another one can tell whether the trouble is over, as a file
+    /// on a full disk can be opened.
+    delivery_failed: bool,
 }
 
 impl Driver {
@@ -250,21 +287,32 @@ impl Driver {
         loop {
             self.obey(true)?;
             if self.is_late() {
-                return Ok(Outcome::Deadline);
+                if self.may_end() {
+                    return Ok(Outcome::Deadline);
+                }
+                continue;
             }
             if self.done == self.chunk.len() {
                 match self.gather() {
                     Gathered::Chunk => {}
-                    Gathered::Nothing if self.is_retiring() => return Ok(Outcome::Drained),
-                    Gathered::Nothing => {
+                    Gathered::Nothing if !self.is_retiring() => {
                         self.look_after_sink()?;
                         continue;
                     }
+                    Gathered::Nothing if self.may_end() => return Ok(Outcome::Drained),
+                    Gathered::Nothing => continue,
                     Gathered::End => return Ok(Outcome::Drained),
                 }
             }
             self.deliver()?;
         }
+    }
+
+    /// Whether the order to stop still stands. If it does, none can be given any more.
+    fn may_end(&self) -> bool {
+        let mut commands = self.shared.lock();
+        commands.over = commands.stop == self.stop;
+        commands.over
     }
 
     /// Fills the chunk from as many batches as are ready, waiting for the first only.
@@ -315,17 +363,21 @@ impl Driver {
             self.acknowledge(done);
             let may_replace = !matches!(result, Err(SinkError::Busy));
             match result {
-                Ok(()) => self.succeeded(),
+                Ok(()) => {
+                    self.delivery_failed = false;
+                    self.succeeded();
+                }
                 Err(SinkError::Retry(error)) => {
-                    self.stats.errors.add(1);
+                    self.delivery_failed = true;
+                    self.parts.stats.errors.add(1);
                     self.complain(&error);
                     let wait = self.backoff.wait();
                     self.shared.sleep(self.until_stop(wait));
                 }
-                Err(SinkError::Busy) => self.stats.busy.add(1),
+                Err(SinkError::Busy) => self.parts.stats.busy.add(1),
                 Err(SinkError::Gone(why)) => return Err(GivenUp::Gone(why)),
                 Err(SinkError::Fatal(error)) => {
-                    self.stats.errors.add(1);
+                    self.parts.stats.errors.add(1);
                     return Err(GivenUp::Fatal(error));
                 }
             }
@@ -343,12 +395,12 @@ impl Driver {
             return;
         }
         let bytes = self.chunk.start(done) - self.chunk.start(self.done);
-        self.stats.bytes.add(bytes as u64);
+        self.parts.stats.bytes.add(bytes as u64);
         self.done = done;
         self.backoff.reset();
-        self.stats.records_acked.add(self.cursor.ack(self.seqs[done - 1] + 1));
+        self.parts.stats.records_acked.add(self.cursor.ack(self.seqs[done - 1] + 1));
         if done == self.chunk.len() {
-            self.stats.chunks.add(1);
+            self.parts.stats.chunks.add(1);
         }
     }
 
@@ -359,7 +411,7 @@ impl Driver {
         }
         let (reopen, replace) = {
             let mut commands = self.shared.lock();
-            self.stop = commands.stop.or(self.stop);
+            self.stop = commands.stop;
             let replace = if may_replace { commands.replace.take() } else { None };
             // One that has to wait is found again at the next call.
             self.shared.any.store(commands.replace.is_some(), Ordering::Release);
@@ -369,7 +421,7 @@ impl Driver {
             self.replace(parts);
         } else if reopen {
             self.parts.sink.reopen();
-            self.stats.reopened.add(1);
+            self.parts.stats.reopened.add(1);
         } else {
             return Ok(());
         }
@@ -378,6 +430,7 @@ impl Driver {
 
     fn replace(&mut self, parts: SinkParts) {
         self.close_sink();
+        self.cursor.rename(&parts.name);
         self.parts = parts;
         // What was formatted for the old sink is formatted again.
         self.cursor.rewind();
@@ -386,11 +439,11 @@ impl Driver {
         self.seqs.clear();
         self.done = 0;
         self.backoff.reset();
-        tracing::info!(sink = self.cursor.name(), "the sink's settings changed");
     }
 
     fn look_after_sink(&mut self) -> Result<(), GivenUp> {
         match self.parts.sink.idle() {
+            Ok(()) if self.delivery_failed => {}
             Ok(()) => self.succeeded(),
             Err(SinkError::Busy) => {}
             Err(SinkError::Retry(error)) => self.complain(&error),
@@ -402,8 +455,8 @@ impl Driver {
 
     fn close_sink(&mut self) {
         if let Err(error) = self.parts.sink.close() {
-            self.stats.errors.add(1);
-            tracing::error!(sink = self.cursor.name(), %error, "closing the sink failed");
+            self.parts.stats.errors.add(1);
+            tracing::error!(sink = self.parts.name, %error, "closing the sink failed");
         }
     }
 
@@ -413,9 +466,10 @@ impl Driver {
             outcome = Outcome::Drained;
         }
         let report = SinkReport {
-            name: self.cursor.name().to_owned(),
+            id: self.cursor.id(),
+            name: self.parts.name.clone(),
             outcome,
-            acked: self.stats.records_acked.get(),
+            acked: self.parts.stats.records_acked.get(),
             pending,
             lapped,
         };
@@ -452,7 +506,7 @@ impl Driver {
     fn succeeded(&mut self) {
         if let Some(Say::Works { errors, lasted }) = self.complaint.success(Instant::now()) {
             tracing::info!(
-                sink = self.cursor.name(),
+                sink = self.parts.name,
                 errors,
                 lasted_s = lasted.as_secs_f32(),
                 "the sink works again"
@@ -463,7 +517,7 @@ impl Driver {
     fn complain(&mut self, error: &str) {
         if let Some(Say::Error { unsaid }) = self.complaint.error(Instant::now()) {
             tracing::warn!(
-                sink = self.cursor.name(),
+                sink = self.parts.name,
                 pending = self.cursor.pending().0,
                 unsaid,
                 "the sink fails, its records wait: {error}"

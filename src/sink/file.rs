@@ -3,8 +3,9 @@
 //! Promises: every file, at every moment that the agent can be killed at and lives on, consists of
 //! whole lines (a torn one left by a kill or a power cut is removed at the next opening); a full disk,
 //! a folder that is gone, a file that was moved or removed delay lines and lose none; a rotated
-//! file never overwrites another. Never syncs (the kernel writes back in its own time), never makes
-//! a folder, never cuts what is not the torn end of a line.
+//! file never overwrites another; no other sink or agent writes to the file at the same time, where
+//! the file system has flock(2): the second waits. Never syncs (the kernel writes back in its own
+//! time), never makes a folder, never cuts what is not the torn end of a line.
 //!
 //! The file is opened with `O_APPEND`, mode 0640. A write that fails half-way leaves part of a line:
 //! `ftruncate` takes it off again, which works on a full disk too.
@@ -26,7 +27,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use archive::{Archive, Stamp};
 use compress::Archiver;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::io::Errno;
 
 use super::retry::{Complaint, Say};
 use super::{Chunk, Sink, SinkError, SinkStats};
@@ -122,13 +124,43 @@ struct RealWorld;
 
 impl World for RealWorld {
     fn open(&mut self, path: &Path) -> io::Result<Box<dyn LogFile>> {
-        let file =
-            OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(path)?;
-        Ok(Box::new(file))
+        for _ in 0..MAX_REMOVED {
+            let file =
+                OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(path)?;
+            if lock(&file)? && !is_at(&file, path)? {
+                // Its writer rotated it and let it go, between our open and our lock.
+                continue;
+            }
+            return Ok(Box::new(file));
+        }
+        Err(io::Error::other("it is moved again and again"))
     }
 
     fn now(&self) -> SystemTime {
         SystemTime::now()
+    }
+}
+
+/// Takes the file for us alone, as long as it is open: appends of two writers don't mix, but the one
+/// that cuts its torn line off would cut the other's lines. Whether there are locks at all.
+fn lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Err(io::Error::other("another sink or process writes to it")),
+        // NFS without a lock daemon, for example: then nothing is promised.
+        Err(error) => {
+            tracing::debug!(%error, "flock");
+            Ok(false)
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(meta) => Ok((meta.dev(), meta.ino()) == (own.dev(), own.ino())),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -484,10 +516,11 @@ impl Sink for FileSink {
 
     fn close(&mut self) -> Result<(), SinkError> {
         let mended = self.mend().map_err(|e| self.retry("cutting a torn line off", &e));
-        self.let_go();
+        // Before the file is let go: the next that takes it has an archiver too.
         if let Some(archiver) = self.archiver.take() {
             archiver.close();
         }
+        self.let_go();
         mended
     }
 }

@@ -71,6 +71,12 @@ impl Complaint {
         Some(Say::Error { unsaid: std::mem::take(&mut self.unsaid) })
     }
 
+    /// An error has not been answered yet.
+    #[cfg(test)]
+    pub(super) fn is_open(&self) -> bool {
+        self.since.is_some()
+    }
+
     /// To be called after each success; says that it works at the first that is due.
     pub(super) fn success(&mut self, now: Instant) -> Option<Say> {
         let since = self.since?;

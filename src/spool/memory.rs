@@ -69,6 +69,7 @@ struct Kept {
 
 #[derive(Debug, Default)]
 struct Position {
+    name: String,
     /// The next number to read.
     read: u64,
     /// The number after the last acknowledged one.
@@ -84,7 +85,9 @@ struct State {
     log: VecDeque<Kept>,
     bytes: usize,
     next_seq: u64,
-    cursors: BTreeMap<String, Position>,
+    /// By their ids.
+    cursors: BTreeMap<u64, Position>,
+    next_cursor: u64,
     spare: Vec<Vec<Record>>,
     /// What was given up since the last batch that fitted.
     refused: Option<Gap>,
@@ -115,18 +118,19 @@ pub enum Next {
     End,
 }
 
-/// One sink's place in the log.
+/// One sink's place in the log. Its name is for people: two cursors may share one, as when a sink that
+/// ends is not gone yet and another takes its name.
 #[derive(Debug)]
 pub struct Cursor {
     spool: Arc<Spool>,
-    name: String,
+    id: u64,
 }
 
 /// Wakes a cursor that waits in [`Cursor::next`], from another thread.
 #[derive(Clone, Debug)]
 pub struct Waker {
     spool: Arc<Spool>,
-    name: String,
+    id: u64,
 }
 
 impl Spool {
@@ -196,27 +200,27 @@ impl Spool {
         self.acknowledged.notify_all();
     }
 
-    /// A cursor at the oldest record that the spool has, or where the cursor of this name was left.
+    /// A new cursor, at the oldest record that the spool has.
     pub fn cursor(self: &Arc<Self>, name: &str) -> Cursor {
         let mut state = self.lock();
         let oldest = state.oldest_seq();
-        let position = state.cursors.entry(name.to_owned()).or_insert(Position {
-            read: oldest,
-            acked: oldest,
-            ..Position::default()
-        });
-        position.read = position.acked;
+        let id = state.next_cursor;
+        state.next_cursor += 1;
+        let position =
+            Position { name: name.to_owned(), read: oldest, acked: oldest, ..Position::default() };
+        state.cursors.insert(id, position);
         drop(state);
-        Cursor { spool: self.clone(), name: name.to_owned() }
+        Cursor { spool: self.clone(), id }
     }
 
-    /// Forgets a cursor whose sink is gone for good; what only it waited for is freed.
-    pub fn forget(&self, name: &str) {
+    fn forget(&self, id: u64) {
         let mut state = self.lock();
-        state.cursors.remove(name);
+        state.cursors.remove(&id);
         state.free_acknowledged();
         drop(state);
         self.acknowledged.notify_all();
+        // It may wait in `next`.
+        self.appended.notify_all();
     }
 
     pub fn config(&self) -> SpoolConfig {
@@ -242,8 +246,8 @@ impl Spool {
         let state = self.lock();
         state
             .cursors
-            .iter()
-            .map(|(name, at)| (name.clone(), state.next_seq - at.acked, at.lapped))
+            .values()
+            .map(|at| (at.name.clone(), state.next_seq - at.acked, at.lapped))
             .collect()
     }
 
@@ -312,8 +316,8 @@ impl State {
         gap.into_iter().chain(self.notes.drain(..)).collect()
     }
 
-    fn pending(&self, name: &str) -> (u64, u64) {
-        self.cursors.get(name).map_or((0, 0), |at| (self.next_seq - at.acked, at.lapped))
+    fn pending(&self, id: u64) -> (u64, u64) {
+        self.cursors.get(&id).map_or((0, 0), |at| (self.next_seq - at.acked, at.lapped))
     }
 
     fn oldest_seq(&self) -> u64 {
@@ -342,8 +346,15 @@ impl State {
 }
 
 impl Cursor {
-    pub fn name(&self) -> &str {
-        &self.name
+    /// No other cursor of this spool has or had it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn rename(&mut self, name: &str) {
+        if let Some(position) = self.spool.lock().cursors.get_mut(&self.id) {
+            position.name = name.to_owned();
+        }
     }
 
     /// The next batch after the last one read, waiting up to `timeout`, or until [`Waker::wake`]. A
@@ -353,9 +364,9 @@ impl Cursor {
         let deadline = Instant::now() + timeout;
         let mut state = self.spool.lock();
         loop {
-            let Some(position) = state.cursors.get(&self.name) else { return Next::End };
+            let Some(position) = state.cursors.get(&self.id) else { return Next::End };
             if let Some(batch) = state.batch_at(position.read) {
-                if let Some(position) = state.cursors.get_mut(&self.name) {
+                if let Some(position) = state.cursors.get_mut(&self.id) {
                     position.read = batch.end_seq();
                 }
                 return Next::Batch(batch);
@@ -363,7 +374,7 @@ impl Cursor {
             if state.closed {
                 return Next::End;
             }
-            if let Some(position) = state.cursors.get_mut(&self.name)
+            if let Some(position) = state.cursors.get_mut(&self.id)
                 && std::mem::take(&mut position.woken)
             {
                 return Next::Idle;
@@ -386,7 +397,7 @@ impl Cursor {
         let mut state = self.spool.lock();
         let end_seq = end_seq.min(state.next_seq);
         let mut anew = 0;
-        if let Some(position) = state.cursors.get_mut(&self.name) {
+        if let Some(position) = state.cursors.get_mut(&self.id) {
             anew = end_seq.saturating_sub(position.acked);
             position.acked += anew;
             position.read = position.read.max(position.acked);
@@ -399,28 +410,28 @@ impl Cursor {
 
     /// Reads again from the first record that is not acknowledged.
     pub fn rewind(&mut self) {
-        if let Some(position) = self.spool.lock().cursors.get_mut(&self.name) {
+        if let Some(position) = self.spool.lock().cursors.get_mut(&self.id) {
             position.read = position.acked;
         }
     }
 
     pub fn waker(&self) -> Waker {
-        Waker { spool: self.spool.clone(), name: self.name.clone() }
+        Waker { spool: self.spool.clone(), id: self.id }
     }
 
     /// Records that this cursor has not acknowledged, and records that it lost to `drop_oldest`.
     pub fn pending(&self) -> (u64, u64) {
-        self.spool.lock().pending(&self.name)
+        self.spool.lock().pending(self.id)
     }
 
-    /// [`Spool::forget`] of this cursor.
+    /// Its sink is gone for good; what only it waited for is freed.
     pub fn forget(self) {
-        self.spool.forget(&self.name);
+        self.spool.forget(self.id);
     }
 
     /// The number after the last acknowledged record.
     pub fn acked(&self) -> u64 {
-        self.spool.lock().cursors.get(&self.name).map_or(0, |position| position.acked)
+        self.spool.lock().cursors.get(&self.id).map_or(0, |position| position.acked)
     }
 }
 
@@ -428,7 +439,7 @@ impl Waker {
     /// Makes the cursor's present or next wait end at once with [`Next::Idle`]; a batch that is there
     /// comes first.
     pub fn wake(&self) {
-        if let Some(position) = self.spool.lock().cursors.get_mut(&self.name) {
+        if let Some(position) = self.spool.lock().cursors.get_mut(&self.id) {
             position.woken = true;
         }
         self.spool.appended.notify_all();
@@ -436,7 +447,12 @@ impl Waker {
 
     /// [`Cursor::pending`] of the cursor.
     pub fn pending(&self) -> (u64, u64) {
-        self.spool.lock().pending(&self.name)
+        self.spool.lock().pending(self.id)
+    }
+
+    /// [`Cursor::forget`] of the cursor.
+    pub fn forget(&self) {
+        self.spool.forget(self.id);
     }
 }
 
@@ -732,7 +748,6 @@ mod tests {
         cursor.rewind();
         assert_eq!(batch(cursor.next(Duration::ZERO)).base_seq, 1, "2 was acknowledged, 3 was not");
         assert_eq!(batch(cursor.next(Duration::ZERO)).base_seq, 4);
-        assert_eq!(batch(spool.cursor("a").next(Duration::ZERO)).base_seq, 1, "taken up again");
     }
 
     #[test]
@@ -743,11 +758,26 @@ mod tests {
         a.next(Duration::ZERO);
         a.ack(4);
         assert!(spool.bytes() > 0);
-        spool.forget("b");
+        b.waker().forget();
         assert_eq!(spool.bytes(), 0);
         assert_eq!(b.next(Duration::from_secs(60)), Next::End);
         assert_eq!(b.ack(4), 0);
         assert_eq!(a.acked(), 4);
+    }
+
+    #[test]
+    fn cursors_that_share_a_name_have_places_of_their_own() {
+        let spool = spool(100, WhenFull::Block);
+        let (mut old, mut new) = (spool.cursor("a"), spool.cursor("a"));
+        spool.append(&mut flows(0, 3), 0).unwrap();
+        old.next(Duration::ZERO);
+        old.ack(4);
+        let both = [("a".to_owned(), 0, 0), ("a".to_owned(), 3, 0)];
+        assert_eq!(spool.pending(), both);
+        old.forget();
+        new.rename("b");
+        assert_eq!(spool.pending(), [("b".to_owned(), 3, 0)]);
+        assert_eq!(batch(new.next(Duration::ZERO)).base_seq, 1, "it does not end with the other");
     }
 
     #[test]
@@ -844,7 +874,7 @@ mod tests {
             let mut lazy = spool.cursor("lazy");
             if policy != WhenFull::DropOldest {
                 // With the others, one that never reads would fill the spool for good.
-                spool.forget("lazy");
+                lazy.waker().forget();
             }
             // So that `block` refuses where it would wait.
             spool.hurry();

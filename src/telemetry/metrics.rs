@@ -92,6 +92,11 @@ metrics! {
     SINK_ERRORS Counter "sink_errors" ["sink" "class"] "Deliveries that failed"
     SINK_ROTATIONS Counter "sink_rotations" ["sink"] "Files begun anew"
     SINK_REOPENED Counter "sink_reopened" ["sink"] "Files closed and opened again"
+    SINK_BUSY Counter "sink_busy" ["sink"] "Times that the reader took nothing for a while"
+    SINK_TORN Counter "sink_torn_bytes" ["sink"] "Bytes of torn lines cut off files"
+    SINK_COMPRESSED Counter "sink_files_compressed" ["sink"] "Rotated files compressed"
+    SINK_REMOVED Counter "sink_files_removed" ["sink"]
+        "Rotated files removed because there were more than `keep`"
     RELOADS Counter "configuration_reloads" ["result"] "Configurations read again"
 }
 

@@ -80,9 +80,9 @@ fn run(config: FileConfig) -> Running {
     let identity = Identity { agent: "test".into(), epoch: 1, netns: "self".into() };
     let stats = Arc::<SinkStats>::default();
     let sink = FileSink::new(config, stats.clone());
-    let parts = SinkParts { sink: Box::new(sink), format: Box::new(Numbered) };
-    let handle =
-        sink::start(spool.cursor("file"), parts, Arc::new(identity), stats, |_| {}).unwrap();
+    let (name, format) = ("file".to_owned(), Box::new(Numbered));
+    let parts = SinkParts { name, sink: Box::new(sink), format, stats };
+    let handle = sink::start(spool.cursor("file"), parts, Arc::new(identity), |_| {}).unwrap();
     Running { spool, handle }
 }
 
@@ -114,7 +114,7 @@ impl Running {
     fn wait(&self, what: &str, holds: impl Fn(&SinkStats) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self.handle.stats()) {
-            assert!(Instant::now() < deadline, "never: {what}: {:?}", self.handle.stats().all());
+            assert!(Instant::now() < deadline, "never: {what}: {:?}", self.handle.stats());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -438,10 +438,15 @@ fn cost_of_a_record_in_the_driver() {
     }
     spool.close(0);
     let identity = Arc::new(Identity { agent: "test".into(), epoch: 1, netns: "self".into() });
-    let parts = SinkParts { sink: Box::new(Nowhere), format: Box::new(Fill) };
+    let parts = SinkParts {
+        name: "none".to_owned(),
+        sink: Box::new(Nowhere),
+        format: Box::new(Fill),
+        stats: Arc::default(),
+    };
     let (send, cost) = std::sync::mpsc::channel();
     // on_end runs on the driver's thread.
-    let handle = sink::start(cursor, parts, identity, Arc::default(), move |_| {
+    let handle = sink::start(cursor, parts, identity, move |_| {
         send.send(cpu_of_this_thread()).unwrap();
     });
     assert_eq!(handle.unwrap().join(PATIENCE).acked, 500_000);

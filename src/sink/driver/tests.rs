@@ -97,6 +97,15 @@ fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
     range.map(|number| number.to_string()).collect()
 }
 
+fn parts(sink: Mock, before: &'static str) -> SinkParts {
+    SinkParts {
+        name: "s".to_owned(),
+        sink: Box::new(sink),
+        format: Box::new(Plain(before)),
+        stats: Arc::default(),
+    }
+}
+
 struct Bench {
     spool: Arc<Spool>,
     seen: Arc<Mutex<Seen>>,
@@ -114,11 +123,10 @@ impl Bench {
         let spool = Spool::new(config);
         let identity = Arc::new(Identity { agent: "a".into(), epoch: 1, netns: "self".into() });
         let seen = mock.seen.clone();
-        let parts = SinkParts { sink: Box::new(mock), format: Box::new(Plain("")) };
+        let parts = parts(mock, "");
         let (end, ended) = mpsc::channel();
         let on_end = move |report: &SinkReport| end.send(report.outcome.clone()).unwrap();
-        let cursor = spool.cursor("s");
-        let handle = start(cursor, parts, identity, Arc::default(), on_end).unwrap();
+        let handle = start(spool.cursor("s"), parts, identity, on_end).unwrap();
         Bench { spool, seen, handle, ended }
     }
 
@@ -156,6 +164,7 @@ fn every_record_goes_out_once_in_order_through_errors_and_partial_deliveries() {
     assert_eq!(seen.lock().unwrap().lines, numbers(1..=12));
     assert_eq!(seen.lock().unwrap().closed, 1);
     let expected = SinkReport {
+        id: 0,
         name: "s".to_owned(),
         outcome: Outcome::Drained,
         acked: 12,
@@ -192,9 +201,9 @@ fn a_large_batch_goes_out_in_several_chunks() {
             out.push(b'\n');
         }
     }
-    let bench = Bench::new([]);
-    let sink = Box::new(Mock { seen: bench.seen.clone(), ..Mock::default() });
-    bench.handle.replace(SinkParts { sink, format: Box::new(Long) });
+    let mut bench = Bench::new([]);
+    let sink = Mock { seen: bench.seen.clone(), ..Mock::default() };
+    bench.handle.replace(SinkParts { format: Box::new(Long), ..parts(sink, "") }).unwrap();
     bench.wait("the old sink is closed", |seen| seen.closed == 1);
     bench.append(1000);
     bench.wait("all", |seen| seen.lines.len() == 1000);
@@ -289,11 +298,12 @@ fn reopen_reaches_a_sink_that_waits_and_one_that_backs_off() {
 
 #[test]
 fn replacing_goes_on_at_the_first_record_that_was_not_taken_in_the_new_format() {
-    let bench = Bench::new([Step::Retry(2), Step::Retry(0), Step::Retry(0), Step::Retry(0)]);
+    let mut bench = Bench::new([Step::Retry(2), Step::Retry(0), Step::Retry(0), Step::Retry(0)]);
     bench.append(5);
     bench.wait("two of five", |seen| seen.lines.len() == 2 && seen.deliveries > 1);
-    let sink = Box::new(Mock { seen: bench.seen.clone(), ..Mock::default() });
-    bench.handle.replace(SinkParts { sink, format: Box::new(Plain("new ")) });
+    let sink = Mock { seen: bench.seen.clone(), ..Mock::default() };
+    let stats = bench.handle.stats().clone();
+    bench.handle.replace(SinkParts { stats, ..parts(sink, "new ") }).unwrap();
     bench.wait("all", |seen| seen.lines.len() == 5);
     assert_eq!(bench.lines(), ["1", "2", "new 3", "new 4", "new 5"]);
     assert_eq!(bench.seen.lock().unwrap().closed, 1);
@@ -303,11 +313,12 @@ fn replacing_goes_on_at_the_first_record_that_was_not_taken_in_the_new_format() 
 #[test]
 fn a_sink_in_the_middle_of_a_line_finishes_it_before_it_is_replaced() {
     let (open, gate) = mpsc::channel();
-    let bench = Bench::new([Step::Busy(1), Step::Gate(gate), Step::Busy(0)]);
+    let mut bench = Bench::new([Step::Busy(1), Step::Gate(gate), Step::Busy(0)]);
     bench.append(3);
     bench.wait("in the middle", |seen| seen.deliveries == 2);
-    let sink = Box::new(Mock { seen: bench.seen.clone(), ..Mock::default() });
-    bench.handle.replace(SinkParts { sink, format: Box::new(Plain("new ")) });
+    let sink = Mock { seen: bench.seen.clone(), ..Mock::default() };
+    let stats = bench.handle.stats().clone();
+    bench.handle.replace(SinkParts { stats, ..parts(sink, "new ") }).unwrap();
     open.send(()).unwrap();
     bench.append(1);
     bench.wait("all", |seen| seen.lines.len() == 4);
@@ -323,4 +334,72 @@ fn a_sink_with_nothing_to_do_looks_after_itself_about_once_a_second() {
     thread::sleep(Duration::from_millis(2500));
     let idled = bench.seen.lock().unwrap().idled;
     assert!((2..=4).contains(&idled), "{idled}");
+}
+
+#[test]
+fn one_that_retires_is_kept_with_its_place_under_a_new_name() {
+    let (open, gate) = mpsc::channel();
+    let mut bench = Bench::new([Step::Gate(gate), Step::Retry(2)]);
+    bench.append(5);
+    bench.wait("it is at the first", |seen| seen.deliveries == 1);
+    bench.handle.retire(Instant::now() + PATIENCE);
+    let sink = Mock { seen: bench.seen.clone(), ..Mock::default() };
+    bench.handle.replace(SinkParts { name: "t".to_owned(), ..parts(sink, "new ") }).unwrap();
+    open.send(()).unwrap();
+    bench.wait("all", |seen| seen.lines.len() == 5);
+    bench.append(1);
+    bench.wait("it goes on", |seen| seen.lines.len() == 6);
+    assert_eq!(bench.lines(), ["1", "2", "new 3", "new 4", "new 5", "new 6"]);
+    assert_eq!(bench.spool.pending(), [("t".to_owned(), 0, 0)]);
+    assert_eq!(bench.handle.stats().records_acked.get(), 4, "each name counts its own");
+    let report = bench.drain();
+    assert_eq!((report.name.as_str(), report.outcome), ("t", Outcome::Drained));
+}
+
+#[test]
+fn one_that_has_retired_gives_the_parts_back_and_another_of_its_name_is_not_disturbed() {
+    let mut bench = Bench::new([]);
+    bench.append(5);
+    let mut other = bench.spool.cursor("s");
+    bench.handle.retire(Instant::now() + PATIENCE);
+    assert_eq!(bench.ended.recv_timeout(PATIENCE), Ok(Outcome::Drained));
+    let refused = bench.handle.replace(parts(Mock::default(), "")).unwrap_err();
+    assert_eq!(refused.name, "s");
+    assert!(matches!(other.next(Duration::ZERO), Next::Batch(batch) if batch.base_seq == 1));
+}
+
+#[test]
+fn only_a_delivery_answers_a_failed_delivery() {
+    let bench = Bench::new([]);
+    let sink = Mock { steps: [Step::Retry(0)].into(), ..Mock::default() };
+    let mut driver = Driver {
+        cursor: bench.spool.cursor("d"),
+        parts: parts(sink, ""),
+        identity: Arc::new(Identity { agent: "a".into(), epoch: 1, netns: "self".into() }),
+        shared: Arc::default(),
+        stop: None,
+        batch: None,
+        chunk: Chunk::default(),
+        seqs: Vec::new(),
+        done: 0,
+        backoff: Backoff::new(1),
+        complaint: Complaint::default(),
+        delivery_failed: false,
+    };
+    bench.append(1);
+    assert!(matches!(driver.gather(), Gathered::Chunk));
+    // A command is there: the delivery fails once and comes back to obey, which looks after the
+    // sink, with success.
+    let mut commands = driver.shared.lock();
+    (commands.reopen, commands.stop) = (true, Some((Until::End, Instant::now())));
+    driver.shared.any.store(true, Ordering::Release);
+    drop(commands);
+    assert!(driver.deliver().is_ok());
+    assert_eq!((driver.done, driver.parts.stats.reopened.get()), (0, 1));
+    assert!(driver.complaint.is_open(), "nothing has been delivered yet");
+    driver.stop = None;
+    driver.shared.lock().stop = None;
+    assert!(driver.deliver().is_ok());
+    assert_eq!(driver.done, 1);
+    assert!(!driver.complaint.is_open(), "and now it has");
 }

@@ -355,6 +355,35 @@ fn room_reserved_for_a_file_that_grows_fast_is_given_back_even_after_a_kill() {
 }
 
 #[test]
+fn a_file_that_another_writes_to_is_waited_for_and_neither_cuts_the_others_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = FileConfig {
+        path: dir.path().join("f"),
+        rotate_size: None,
+        rotate_every: None,
+        keep: None,
+        compress: Compress::None,
+    };
+    let mut first = FileSink::new(config.clone(), Arc::default());
+    let mut second = FileSink::new(config.clone(), Arc::default());
+    deliver(&mut first, &chunk(0, &[10]));
+    let (done, error) = retry_of(second.deliver(&chunk(1, &[10]), 0));
+    assert!(done == 0 && error.contains("another sink or process writes to it"), "{error}");
+    // Moved away by others, the path leads to another file, which is free.
+    let moved = dir.path().join("f.1");
+    fs::rename(&config.path, &moved).unwrap();
+    deliver(&mut second, &chunk(1, &[10]));
+    first.reopen();
+    let (_, error) = retry_of(first.deliver(&chunk(2, &[10]), 0));
+    assert!(error.contains("another"), "{error}");
+    second.close().unwrap();
+    deliver(&mut first, &chunk(2, &[10]));
+    let texts = [chunk(0, &[10]), chunk(1, &[10]), chunk(2, &[10])].map(|it| text(&it).to_owned());
+    assert_eq!(fs::read_to_string(&moved).unwrap(), texts[0]);
+    assert_eq!(fs::read_to_string(&config.path).unwrap(), texts[1..].concat());
+}
+
+#[test]
 fn reopen_follows_a_rename_at_once() {
     let bench = Bench::new(|_| {});
     let mut sink = bench.sink();

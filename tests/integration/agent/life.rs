@@ -179,6 +179,8 @@ fn a_second_signal_ends_it_at_once() {
     udp(&netns, "127.0.0.1");
     signal(&mut process, Signal::SIGTERM);
     process.wait_notified("STOPPING=1", PATIENCE).expect("it says so");
+    // By then it waits for the sink, which once held up the end all the same.
+    std::thread::sleep(Duration::from_secs(1));
     let asked = Instant::now();
     signal(&mut process, Signal::SIGINT);
     let ended = process.wait(STOP_LIMIT).expect("an end");
@@ -291,6 +293,103 @@ fn a_reload_changes_filters_and_sinks_and_a_broken_one_changes_nothing() {
     for said in ["sink added", "sink removed", "sink changed"] {
         assert_eq!(log.matches(said).count(), 1, "{said} in {log}");
     }
+}
+
+#[test]
+fn a_sink_that_is_renamed_or_removed_and_put_back_goes_on_without_a_torn_or_a_second_line() {
+    if !can_run("sinks of changing names", &["nft", "ip"]) {
+        return;
+    }
+    let _limit = HostLimit::at_least(10_000).expect("the limit");
+    let netns = tracking_netns("names");
+    let sink = |name: &str, file: &str| {
+        TO_FILE.replace("\"flows\"", &format!("\"{name}\"")).replace("flows.json", file)
+    };
+    let kept = sink("kept", "kept.json");
+    // It can't deliver, so that it is still on its way out when it is put back.
+    let stuck = sink("stuck", "missing/stuck.json");
+    let both = format!("{kept}{stuck}{}", sink("before", "flows.json"));
+    let mut process = start(&netns, &both);
+    let mut ports = vec![udp(&netns, "127.0.0.1")];
+    wait_until("a record", || has_record(&process, &format!("\"src_port\":{}", ports[0])));
+    for name in ["after", "before", "after"] {
+        reload(&mut process, &format!("{kept}{}", sink(name, "flows.json")));
+        ports.push(udp(&netns, "127.0.0.1"));
+        reload(&mut process, &format!("{kept}{stuck}{}", sink(name, "flows.json")));
+        ports.push(udp(&netns, "127.0.0.1"));
+    }
+    fs::create_dir(process.path("missing")).expect("a folder");
+    let last = format!("\"src_port\":{}", ports[ports.len() - 1]);
+    let stuck_file = process.path("missing/stuck.json");
+    wait_until("the stuck one delivers", || {
+        fs::read_to_string(&stuck_file).is_ok_and(|text| text.contains(&last))
+    });
+    let counters = end_well(&mut process);
+    let of = |file: &str| -> Vec<Value> {
+        let mut records = records::read(&process.path(file)).expect("whole lines");
+        check_shape(&records);
+        records.iter_mut().map(Value::take).collect()
+    };
+    let all = of("kept.json");
+    assert_eq!(of_event(&all, "new").count(), ports.len());
+    assert_eq!(of("flows.json"), all, "a rename neither repeats nor leaves out");
+    assert_eq!(of("missing/stuck.json"), all, "the sink put back went on at its place");
+    // Counters of a name go on when the name comes back.
+    let acked = |name: &str| counters.get(&format!("sink_records_acked_total{{sink=\"{name}\"}}"));
+    assert_eq!(acked("before") + acked("after"), all.len() as u64);
+    assert!(acked("before") > 0 && acked("after") > 0);
+    let log = process.stderr().expect("a log");
+    assert_eq!(log.matches("sink renamed").count(), 3, "{log}");
+    assert_eq!(log.matches("sink put back").count(), 3, "{log}");
+    assert!(!log.contains("another sink or process"), "{log}");
+}
+
+#[test]
+fn a_stop_waits_for_a_sink_that_was_just_removed_and_says_what_it_left() {
+    if !can_run("a stop after a removal", &["nft", "ip"]) {
+        return;
+    }
+    let _limit = HostLimit::at_least(10_000).expect("the limit");
+    let netns = tracking_netns("removed");
+    let missing = TO_FILE.replace("flows", "gone").replace("{dir}/", "{dir}/missing/");
+    let mut process = start(&netns, &format!("{TO_FILE}{missing}"));
+    let port = udp(&netns, "127.0.0.1");
+    wait_until("the record", || has_record(&process, &format!("\"src_port\":{port}")));
+    reload(&mut process, TO_FILE);
+    let asked = Instant::now();
+    let ended = process.terminate(STOP_LIMIT).expect("an end");
+    let log = process.stderr().expect("a log");
+    assert!(asked.elapsed() < BOUNDED, "{log}");
+    assert_eq!(ended.status.code(), Some(1), "{log}");
+    assert!(log.contains("records were not delivered to sink gone"), "{log}");
+    records::read(&process.path("flows.json")).expect("whole lines");
+}
+
+#[test]
+fn sighup_on_a_full_disk_does_not_say_that_the_sink_works_again() {
+    if !can_run("SIGHUP on a full disk", &["nft", "ip"]) {
+        return;
+    }
+    let _limit = HostLimit::at_least(10_000).expect("the limit");
+    let netns = tracking_netns("hup");
+    let disk = FullDisk::new();
+    let path = disk.0.path().join("flows.json");
+    let config = TO_FILE.replace("{dir}/flows.json", &path.display().to_string());
+    let mut process = start(&netns, &config);
+    let port = udp(&netns, "127.0.0.1");
+    let says =
+        |process: &AgentProcess, what: &str| process.stderr().is_ok_and(|log| log.contains(what));
+    wait_until("it says that it fails", || says(&process, "the sink fails"));
+    reload(&mut process, &config);
+    // A second SIGHUP: the first is dealt with when it is answered, the sink within a chunk.
+    reload(&mut process, &config);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!says(&process, "works again"), "{:?}", process.stderr());
+    fs::remove_file(disk.0.path().join("filler")).expect("removed");
+    wait_until("it says that it works", || says(&process, "works again"));
+    let text = fs::read_to_string(&path).expect("a file");
+    assert!(text.contains(&format!("\"src_port\":{port}")), "{text}");
+    end_well(&mut process);
 }
 
 /// Writes the file and waits until the agent says that it has dealt with it.
