@@ -20,7 +20,7 @@ use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use super::ledger::Reading;
-use super::reader::now;
+use super::reader::{Looked, now};
 use super::socket::{self, Socket};
 use super::valve::{Action, Observation, Valve, ValveConfig};
 
@@ -55,13 +55,13 @@ pub(super) enum Event {
 pub(super) struct Report {
     pub(super) event: Event,
     pub(super) reading: Reading,
-    pub(super) at: u64,
+    pub(super) at: Looked,
     pub(super) entries: u64,
     pub(super) limit: u64,
 }
 
 impl Report {
-    pub(super) const SIZE: usize = 40;
+    pub(super) const SIZE: usize = 48;
 
     fn encode(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
@@ -76,7 +76,7 @@ impl Report {
         {
             bytes[i * 4..][..4].copy_from_slice(&word.to_ne_bytes());
         }
-        for (i, word) in [self.at, self.entries, self.limit].iter().enumerate() {
+        for (i, word) in [self.at.from, self.at.to, self.entries, self.limit].iter().enumerate() {
             bytes[16 + i * 8..][..8].copy_from_slice(&word.to_ne_bytes());
         }
         bytes
@@ -101,7 +101,13 @@ impl Report {
             _ => return None,
         };
         let reading = Reading { before: short(1), after: short(2), in_flight: short(3) };
-        Some(Report { event, reading, at: long(0), entries: long(1), limit: long(2) })
+        Some(Report {
+            event,
+            reading,
+            at: Looked { from: long(0), to: long(1) },
+            entries: long(2),
+            limit: long(3),
+        })
     }
 }
 
@@ -262,6 +268,7 @@ fn watch(config: ValveConfig) -> io::Result<()> {
     let mut unsent: Option<Report> = None;
     loop {
         let (entries, limit) = table.read()?;
+        let from = now();
         let memory = socket.memory()?;
         let seen = Observation {
             now: started.elapsed(),
@@ -293,7 +300,8 @@ fn watch(config: ValveConfig) -> io::Result<()> {
             };
             if let Some(event) = event {
                 told = reading.after;
-                let report = Report { event, reading, at: now(), entries, limit };
+                let at = Looked { from, to: now() };
+                let report = Report { event, reading, at, entries, limit };
                 match (send(&mut pipe, report)?, event) {
                     (None, _) | (Some(_), Event::Progress) => {}
                     (Some(report), Event::Opened) => unsent = Some(report),

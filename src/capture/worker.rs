@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::guard::{self, Event, Guard, Report, Table};
 use super::ledger::Ledger;
-use super::reader::{Reader, Round, RoundError, now};
+use super::reader::{Looked, Reader, Round, RoundError, now};
 use super::socket::{self, Memory, Socket};
 use super::stats::{self, CaptureStats};
 use super::thread::{Shared, Sockets};
@@ -132,12 +132,12 @@ impl Worker {
 
     fn round(&mut self) -> Result<Round, RoundError> {
         let round = self.reader.round(&self.out)?;
-        if let Some(memory) = round.destroys {
-            self.moving.see(memory);
+        if let Some(look) = round.destroys {
+            self.moving.see(look.memory);
             // With a guard it is the guard that says how far the losses go, because only it knows
             // when it switched.
             if self.guard.as_ref().is_none_or(|guard| guard.running.is_none()) {
-                let gap = self.ledger.progressed(memory.drops, now());
+                let gap = self.ledger.progressed(look.memory.drops, look.at);
                 self.tell(gap)?;
             }
         }
@@ -146,7 +146,7 @@ impl Worker {
 
     /// For ever when nothing happens: an idle agent is not woken. No loss can go unseen meanwhile,
     /// because nothing is dropped from an empty queue.
-    fn wait_for_events(&self) -> Result<(), RoundError> {
+    fn wait_for_events(&mut self) -> Result<(), RoundError> {
         let keeper = self.guard.as_ref();
         let running = keeper.and_then(|keeper| keeper.running.as_ref());
         let timeout = match (keeper, running) {
@@ -162,6 +162,9 @@ impl Worker {
             ],
             timeout,
         )?;
+        if let Some(look) = self.reader.woke()? {
+            self.ledger.woke(look.memory.drops, look.at);
+        }
         Ok(())
     }
 
@@ -256,8 +259,9 @@ impl Worker {
         let was_reliable = self.ledger.is_reliable();
         self.reconcile()?;
         let Some(socket) = &self.sockets.destroys else { return Ok(()) };
+        let from = now();
         let reading = guard::switch(socket, false)?;
-        let at = now();
+        let at = Looked { from, to: now() };
         self.ledger.released(reading, GapCause::Valve, at);
         if was_reliable {
             let (entries, limit) = Table::open().and_then(|table| table.read())?;
@@ -281,7 +285,7 @@ impl Worker {
         }
         self.out.push(Item::Valve(ValveChange {
             open,
-            at: report.at,
+            at: report.at.to,
             entries: report.entries,
             limit: report.limit,
         }))?;
@@ -309,10 +313,11 @@ impl Worker {
         self.guard = None;
         self.reconcile()?;
         if let (true, Some(socket)) = (self.ledger.is_reliable(), &self.sockets.destroys) {
+            let from = now();
             let reading = guard::switch(socket, false)?;
             // Retained since we last looked.
             retained |= self.moving.drops.is_some_and(|drops| drops != reading.before);
-            self.ledger.released(reading, GapCause::Overrun, now());
+            self.ledger.released(reading, GapCause::Overrun, Looked { from, to: now() });
         }
         if retained {
             self.tell_retained(since)?;
@@ -322,8 +327,9 @@ impl Worker {
         self.sockets.leave()?;
         while self.reader.round(&self.out)?.more {}
         let Some(socket) = self.sockets.destroys.clone() else { return Ok(()) };
+        let from = now();
         let drops = socket.memory()?.drops;
-        let gap = self.ledger.progressed(drops, now());
+        let gap = self.ledger.progressed(drops, Looked { from, to: now() });
         self.tell(gap)
     }
 

@@ -486,7 +486,7 @@ impl LoneGuard {
     }
 
     fn report(&mut self) -> u32 {
-        let mut report = [0; 40];
+        let mut report = [0; 48];
         self.reports.read_exact(&mut report).unwrap();
         u32::from_ne_bytes(report[..4].try_into().unwrap())
     }
