@@ -45,9 +45,9 @@ impl RawBatch {
 pub struct ValveChange {
     pub open: bool,
     pub at: u64,
-    /// `nf_conntrack_count` and the limit when it was decided.
-    pub entries: u64,
-    pub limit: u64,
+    /// `nf_conntrack_count` and the limit when it was decided, where they could be read.
+    pub entries: Option<u64>,
+    pub limit: Option<u64>,
 }
 
 /// One step of the way from the kernel to the pipeline, in order.

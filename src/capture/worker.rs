@@ -16,7 +16,7 @@ use super::reader::{Looked, Reader, Round, RoundError, now};
 use super::socket::{self, Memory, Socket};
 use super::stats::{self, CaptureStats};
 use super::thread::{Shared, Sockets};
-use super::{CaptureError, Item, Sender, ValveChange, ValveConfig};
+use super::{CaptureError, Closed, Item, Sender, ValveChange, ValveConfig};
 use crate::flow::{Gap, GapCause, GapKinds, Precision};
 
 /// Between rounds that gave something. 500,000 flows created and flushed, CPU of the reader an event:
@@ -104,12 +104,20 @@ impl Worker {
     pub(super) fn run(mut self) -> Result<(), CaptureError> {
         match self.rounds_until_stopped().and_then(|()| self.finish()) {
             Ok(()) => Ok(()),
-            // The pipeline is gone: it knows why.
-            Err(RoundError::Closed) => Ok(()),
+            // The pipeline is gone, and knows why: nobody is left to tell a gap to.
+            Err(RoundError::Closed) => self.reader.count_last_drops().map_err(unreadable),
             Err(RoundError::Io(source)) => {
-                Err(CaptureError::Fatal { what: "cannot read conntrack events", source })
+                // Closed: as above.
+                let _ = self.give_up();
+                Err(unreadable(source))
             }
         }
+    }
+
+    /// What the sockets hold is not read any more: how much that is, nobody knows.
+    fn give_up(&mut self) -> Result<(), Closed> {
+        let (kinds, from) = self.reader.unread();
+        self.tell_unknown(kinds, from)
     }
 
     fn rounds_until_stopped(&mut self) -> Result<(), RoundError> {
@@ -222,7 +230,7 @@ impl Worker {
                 self.stats.reliable_active.store(true, Ordering::Relaxed);
                 if self.announced {
                     tracing::info!(report.entries, report.limit, "valve closed: reliable again");
-                    self.announce(false, &report)?;
+                    self.announce(false, report.at.to, Some((report.entries, report.limit)))?;
                 }
                 self.announced = true;
             }
@@ -233,7 +241,7 @@ impl Worker {
                     "valve opened: the table fills while DESTROYs wait for us; they are lost and counted"
                 );
                 self.ledger.released(report.reading, GapCause::Valve, report.at);
-                self.announce(true, &report)?;
+                self.announce(true, report.at.to, Some((report.entries, report.limit)))?;
             }
             Event::Progress => {
                 let gap = self.ledger.progressed(report.reading.after, report.at);
@@ -246,9 +254,9 @@ impl Worker {
     /// Without a guard reliable mode is off: traffic comes first.
     fn lose_guard(&mut self, error: &std::io::Error) -> Result<(), RoundError> {
         let Some(keeper) = &mut self.guard else { return Ok(()) };
-        if let Some(guard) = &mut keeper.running {
-            guard.end();
-        }
+        // What it says itself comes before the end of its pipe.
+        let cause = keeper.running.as_mut().and_then(Guard::end);
+        let error = cause.as_ref().unwrap_or(error);
         tracing::warn!(%error, retry_in = ?keeper.pause, "valve guard gone; reliable mode is off");
         keeper.put_off();
         self.take_over()
@@ -264,8 +272,11 @@ impl Worker {
         let at = Looked { from, to: now() };
         self.ledger.released(reading, GapCause::Valve, at);
         if was_reliable {
-            let (entries, limit) = Table::open().and_then(|table| table.read())?;
-            self.announce(true, &Report { event: Event::Opened, reading, at, entries, limit })?;
+            let table = Table::open().and_then(|table| table.read());
+            if let Err(error) = &table {
+                tracing::warn!(%error, "cannot read nf_conntrack_count");
+            }
+            self.announce(true, at.to, table.ok())?;
         }
         Ok(())
     }
@@ -278,16 +289,22 @@ impl Worker {
         Ok(())
     }
 
-    fn announce(&mut self, open: bool, report: &Report) -> Result<(), RoundError> {
+    /// `table`: its entries and their limit, where they are known.
+    fn announce(
+        &mut self,
+        open: bool,
+        at: u64,
+        table: Option<(u64, u64)>,
+    ) -> Result<(), RoundError> {
         self.stats.reliable_active.store(!open, Ordering::Relaxed);
         if open {
             stats::add(&self.stats.valve_opens, 1);
         }
         self.out.push(Item::Valve(ValveChange {
             open,
-            at: report.at.to,
-            entries: report.entries,
-            limit: report.limit,
+            at,
+            entries: table.map(|(entries, _)| entries),
+            limit: table.map(|(_, limit)| limit),
         }))?;
         Ok(())
     }
@@ -305,7 +322,7 @@ impl Worker {
         let since = now();
         let mut retained = self.linger()?;
         if let Some(mut guard) = self.guard.as_mut().and_then(|keeper| keeper.running.take()) {
-            guard.end();
+            let _ = guard.end();
             while let Ok(Some(report)) = guard.next_report() {
                 self.follow(report)?;
             }
@@ -320,7 +337,7 @@ impl Worker {
             self.ledger.released(reading, GapCause::Overrun, Looked { from, to: now() });
         }
         if retained {
-            self.tell_retained(since)?;
+            self.tell_unknown(GapKinds::DESTROY, since)?;
         }
         self.stats.reliable_active.store(false, Ordering::Relaxed);
         // However fast events come, here is the end of them, and everything before it is read.
@@ -337,6 +354,7 @@ impl Worker {
     /// socket closed the kernel forgets them, and nothing counts them.
     fn linger(&mut self) -> Result<bool, RoundError> {
         let end = Instant::now() + LINGER;
+        let mut blind = false;
         loop {
             self.read_reports()?;
             let round = self.round()?;
@@ -353,10 +371,18 @@ impl Worker {
             if round.datagrams > 0 {
                 // They may be coming just now, as fast as a small buffer lets them.
                 std::thread::sleep(NAP);
-            } else if socket::any_dying()? {
-                std::thread::sleep(LINGER_NAP);
             } else {
-                return Ok(false);
+                match socket::any_dying() {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(false),
+                    // There may be some, then: wait as long as for those that we know of.
+                    Err(error) if !blind => {
+                        tracing::warn!(%error, "cannot ask the kernel for undelivered DESTROYs");
+                        blind = true;
+                    }
+                    Err(_) => {}
+                }
+                std::thread::sleep(LINGER_NAP);
             }
         }
     }
@@ -366,16 +392,65 @@ impl Worker {
         self.ledger.is_reliable() && since < RETAINED && (since < NOT_OURS || round.datagrams > 0)
     }
 
-    fn tell_retained(&mut self, since: u64) -> Result<(), RoundError> {
+    fn tell_unknown(&self, kinds: GapKinds, since: u64) -> Result<(), Closed> {
         self.out.push(Item::Gap(Gap {
             cause: GapCause::Overrun,
             events: None,
             precision: Precision::Unknown,
-            kinds: GapKinds::DESTROY,
+            kinds,
             from: since,
             to: now(),
             seqs: None,
-        }))?;
-        Ok(())
+        }))
+    }
+}
+
+fn unreadable(source: std::io::Error) -> CaptureError {
+    CaptureError::Fatal { what: "cannot read conntrack events", source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::capture::queue;
+    use crate::capture::reader::Side;
+    use crate::capture::socket::Wake;
+
+    #[test]
+    fn a_socket_that_cannot_be_read_any_more_is_said_to_have_lost_what_it_held() {
+        // The other end goes without having read: ECONNRESET.
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"x").unwrap();
+        let socket = Arc::new(Socket::from_fd(ours.into()));
+        let stats = Arc::<CaptureStats>::default();
+        let since = now();
+        let events = Side::new(socket.clone(), GapKinds::NEW).unwrap();
+        drop(theirs);
+        let sockets = Sockets::of_events(socket);
+        let (out, rx) = queue(1 << 20);
+        let worker = Worker {
+            guard: None,
+            reader: Reader::new(None, Some(events), stats.clone()),
+            ledger: Ledger::new(0, since),
+            announced: false,
+            stats,
+            shared: Arc::new(Shared {
+                sockets: sockets.clone(),
+                stop: AtomicBool::new(false),
+                wake: Wake::new().unwrap(),
+            }),
+            sockets,
+            out,
+            moving: Moving::default(),
+        };
+        let error = worker.run().unwrap_err();
+        assert!(matches!(error, CaptureError::Fatal { .. }), "{error:?}");
+        let Ok(Some(Item::Gap(gap))) = rx.pop(Duration::ZERO) else { panic!("no gap") };
+        assert_eq!((gap.kinds, gap.precision), (GapKinds::NEW, Precision::Unknown));
+        assert!(gap.from >= since && gap.from <= gap.to);
     }
 }

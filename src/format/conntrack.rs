@@ -57,7 +57,9 @@ impl Conntrack {
         let at = self.time.write(ts);
         write!(out, "{:>9} {} ", "[AGENT]", note.action.name())?;
         if let Some(valve) = note.valve {
-            write!(out, "entries={} limit={} ", valve.entries, valve.limit)?;
+            if let (Some(entries), Some(limit)) = (valve.entries, valve.limit) {
+                write!(out, "entries={entries} limit={limit} ")?;
+            }
         }
         write!(out, "version={} at={}", note.version, at.escape_ascii())
     }
