@@ -165,6 +165,15 @@ impl<S: Source> Reader<S> {
         self.destroys.as_mut().map(Side::woke).transpose()
     }
 
+    /// What a round that failed has read and not handed on.
+    pub(super) fn hand_on_held(&mut self, out: &Sender) -> Result<(), Closed> {
+        for mut batch in self.held.drain(..) {
+            batch.arrived = now();
+            out.push(Item::Events(batch))?;
+        }
+        Ok(())
+    }
+
     /// Counts the drops that no round has seen, when no gap can be told any more.
     pub(super) fn count_last_drops(&mut self) -> io::Result<()> {
         let sides =

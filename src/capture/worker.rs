@@ -1,8 +1,8 @@
 //! The capture thread at work: rounds of reading, naps between them, the valve's guard, the end.
 //!
 //! Promises: when it was told to stop, everything that waits is read and losses are told before it
-//! ends, in bounded time; while no guard runs, reliable mode is off and that is recorded. Sleeps for
-//! good while nothing happens.
+//! ends, in bounded time; while no guard runs, reliable mode is off and that is recorded. Wakes once a
+//! second while nothing happens.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -23,6 +23,10 @@ use crate::flow::{Gap, GapCause, GapKinds, Precision};
 /// blocking recv 1.67 µs; recv until empty, then 2 ms: 0.74; 5 ms: 0.93; 10 ms: 0.94 (the buffers fall
 /// out of the cache). recvmmsg with naps of 2 ms: 0.76 to 0.98, so the plain call stays.
 const NAP: Duration = Duration::from_millis(2);
+
+/// The longest wait for events. A burst may overrun a small buffer before we wake, and then the gap
+/// begins at the last look: so it is never longer than this. A look takes some ten system calls.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Waits before the guard is started again: the first, and the longest.
 const GUARD_RETRY: Duration = Duration::from_millis(100);
@@ -107,7 +111,8 @@ impl Worker {
             // The pipeline is gone, and knows why: nobody is left to tell a gap to.
             Err(RoundError::Closed) => self.reader.count_last_drops().map_err(unreadable),
             Err(RoundError::Io(source)) => {
-                // Closed: as above.
+                // A second error adds nothing to the first, and where nobody takes the gap any more
+                // the pipeline knows why.
                 let _ = self.give_up();
                 Err(unreadable(source))
             }
@@ -115,9 +120,13 @@ impl Worker {
     }
 
     /// What the sockets hold is not read any more: how much that is, nobody knows.
-    fn give_up(&mut self) -> Result<(), Closed> {
+    fn give_up(&mut self) -> Result<(), RoundError> {
+        self.reader.hand_on_held(&self.out)?;
         let (kinds, from) = self.reader.unread();
-        self.tell_unknown(kinds, from)
+        self.tell_unknown(kinds, from)?;
+        self.end_guard()?;
+        self.reader.count_last_drops()?;
+        self.tell_last_losses()
     }
 
     fn rounds_until_stopped(&mut self) -> Result<(), RoundError> {
@@ -152,14 +161,13 @@ impl Worker {
         Ok(round)
     }
 
-    /// For ever when nothing happens: an idle agent is not woken. No loss can go unseen meanwhile,
-    /// because nothing is dropped from an empty queue.
+    /// No loss can go unseen meanwhile: what is dropped is dropped behind something to be read.
     fn wait_for_events(&mut self) -> Result<(), RoundError> {
         let keeper = self.guard.as_ref();
         let running = keeper.and_then(|keeper| keeper.running.as_ref());
         let timeout = match (keeper, running) {
-            (Some(keeper), None) => Some(keeper.due.saturating_duration_since(Instant::now())),
-            _ => None,
+            (Some(keeper), None) => keeper.due.saturating_duration_since(Instant::now()),
+            _ => IDLE_LOOK,
         };
         socket::wait(
             [
@@ -168,7 +176,7 @@ impl Worker {
                 Some(self.shared.wake.as_fd()),
                 running.map(|guard| guard.pipe().as_fd()),
             ],
-            timeout,
+            Some(timeout.min(IDLE_LOOK)),
         )?;
         if let Some(look) = self.reader.woke()? {
             self.ledger.woke(look.memory.drops, look.at);
@@ -321,14 +329,7 @@ impl Worker {
     fn finish(&mut self) -> Result<(), RoundError> {
         let since = now();
         let mut retained = self.linger()?;
-        if let Some(mut guard) = self.guard.as_mut().and_then(|keeper| keeper.running.take()) {
-            let _ = guard.end();
-            while let Ok(Some(report)) = guard.next_report() {
-                self.follow(report)?;
-            }
-        }
-        self.guard = None;
-        self.reconcile()?;
+        self.end_guard()?;
         if let (true, Some(socket)) = (self.ledger.is_reliable(), &self.sockets.destroys) {
             let from = now();
             let reading = guard::switch(socket, false)?;
@@ -343,6 +344,22 @@ impl Worker {
         // However fast events come, here is the end of them, and everything before it is read.
         self.sockets.leave()?;
         while self.reader.round(&self.out)?.more {}
+        self.tell_last_losses()
+    }
+
+    /// From here on nobody but us switches reliable mode.
+    fn end_guard(&mut self) -> Result<(), RoundError> {
+        if let Some(mut guard) = self.guard.as_mut().and_then(|keeper| keeper.running.take()) {
+            let _ = guard.end();
+            while let Ok(Some(report)) = guard.next_report() {
+                self.follow(report)?;
+            }
+        }
+        self.guard = None;
+        self.reconcile()
+    }
+
+    fn tell_last_losses(&mut self) -> Result<(), RoundError> {
         let Some(socket) = self.sockets.destroys.clone() else { return Ok(()) };
         let from = now();
         let drops = socket.memory()?.drops;
