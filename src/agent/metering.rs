@@ -41,9 +41,11 @@ impl Meters {
         for (socket, of_socket) in [("destroy", &stats.destroys), ("events", &stats.events)] {
             self.socket(sheet, socket, of_socket);
         }
+        sheet.add(&metrics::CAPTURE_ROUNDS, &[netns], of(&stats.rounds));
         sheet.add(&metrics::SOCKET_RETRIES, &[netns], stats.retries());
         sheet.add(&metrics::RELIABLE, &[netns], stats.reliable_active.load(Relaxed).into());
         sheet.add(&metrics::VALVE_OPENS, &[netns], of(&stats.valve_opens));
+        sheet.add(&metrics::GUARD_STARTS, &[netns], of(&stats.guard_starts));
         sheet.add(&metrics::QUEUE_BYTES, &[], self.queue.bytes() as u64);
     }
 
@@ -51,6 +53,7 @@ impl Meters {
         let labels = [self.netns.as_str(), socket];
         sheet.add(&metrics::BYTES_RECEIVED, &[self.netns.as_str()], of(&stats.bytes));
         sheet.add(&metrics::SOCKET_DROPS, &labels, of(&stats.drops));
+        sheet.add(&metrics::SOCKET_TRUNCATED, &labels, of(&stats.truncated));
         sheet.add(&metrics::RECEIVE_QUEUE, &labels, of(&stats.queue_bytes));
         sheet.add(&metrics::RECEIVE_BUFFER, &labels, of(&stats.queue_limit));
     }

@@ -12,6 +12,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -20,7 +21,7 @@ use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use super::ledger::Reading;
-use super::reader::now;
+use super::reader::{Looked, now};
 use super::socket::{self, Socket};
 use super::valve::{Action, Observation, Valve, ValveConfig};
 
@@ -55,13 +56,13 @@ pub(super) enum Event {
 pub(super) struct Report {
     pub(super) event: Event,
     pub(super) reading: Reading,
-    pub(super) at: u64,
+    pub(super) at: Looked,
     pub(super) entries: u64,
     pub(super) limit: u64,
 }
 
 impl Report {
-    pub(super) const SIZE: usize = 40;
+    pub(super) const SIZE: usize = 48;
 
     fn encode(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
@@ -76,7 +77,7 @@ impl Report {
         {
             bytes[i * 4..][..4].copy_from_slice(&word.to_ne_bytes());
         }
-        for (i, word) in [self.at, self.entries, self.limit].iter().enumerate() {
+        for (i, word) in [self.at.from, self.at.to, self.entries, self.limit].iter().enumerate() {
             bytes[16 + i * 8..][..8].copy_from_slice(&word.to_ne_bytes());
         }
         bytes
@@ -101,7 +102,13 @@ impl Report {
             _ => return None,
         };
         let reading = Reading { before: short(1), after: short(2), in_flight: short(3) };
-        Some(Report { event, reading, at: long(0), entries: long(1), limit: long(2) })
+        Some(Report {
+            event,
+            reading,
+            at: Looked { from: long(0), to: long(1) },
+            entries: long(2),
+            limit: long(3),
+        })
     }
 }
 
@@ -211,31 +218,39 @@ impl Guard {
     }
 
     /// Ends the process; afterwards nobody but the caller switches reliable mode, and
-    /// [`Guard::next_report`] gives what was still in the pipe.
-    pub(super) fn end(&mut self) {
+    /// [`Guard::next_report`] gives what was still in the pipe. Gives what it had failed of, if it
+    /// was gone already.
+    pub(super) fn end(&mut self) -> Option<io::Error> {
         // An error means that it is gone already.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let code = self.child.wait().ok()?.code()?;
+        (code != 0).then(|| io::Error::from_raw_os_error(code))
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.end();
+        let _ = self.end();
     }
 }
 
-/// The process. `args` are those behind [`GUARD_COMMAND`].
+/// The process. `args` are those behind [`GUARD_COMMAND`]. It writes nothing to stderr, which may be
+/// a log of JSON lines: its exit code is the errno of what failed, and the agent logs it.
 pub fn guard_main(args: impl Iterator<Item = OsString>) -> ExitCode {
     socket::ignore_stop_signals();
-    match parse(args).ok_or_else(|| io::ErrorKind::InvalidInput.into()).and_then(watch) {
+    match parse(args).ok_or_else(|| errno(libc::EINVAL)).and_then(watch) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // The only log that it has: it says why and ends, the agent starts another.
-            let _ = writeln!(io::stderr(), "conntrail {GUARD_COMMAND}: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => ExitCode::from(exit_code(&error)),
     }
+}
+
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+/// Linux' numbers end at 133, so each fits; EPROTO stands for what has none.
+fn exit_code(error: &io::Error) -> u8 {
+    error.raw_os_error().and_then(|number| u8::try_from(number).ok()).unwrap_or(libc::EPROTO as u8)
 }
 
 fn parse(mut args: impl Iterator<Item = OsString>) -> Option<ValveConfig> {
@@ -249,7 +264,9 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Option<ValveConfig> {
 
 fn watch(config: ValveConfig) -> io::Result<()> {
     let socket = Socket::from_fd(socket::inherited(0)?);
-    let mut pipe = File::from(socket::inherited(1)?);
+    // Closed by the end of the process and not before: at the pipe's end the agent kills us, and
+    // then there would be no exit code.
+    let mut pipe = ManuallyDrop::new(File::from(socket::inherited(1)?));
     socket::set_nonblocking(pipe.as_fd())?;
     let table = Table::open()?;
     socket::raise_priority();
@@ -262,6 +279,7 @@ fn watch(config: ValveConfig) -> io::Result<()> {
     let mut unsent: Option<Report> = None;
     loop {
         let (entries, limit) = table.read()?;
+        let from = now();
         let memory = socket.memory()?;
         let seen = Observation {
             now: started.elapsed(),
@@ -293,14 +311,15 @@ fn watch(config: ValveConfig) -> io::Result<()> {
             };
             if let Some(event) = event {
                 told = reading.after;
-                let report = Report { event, reading, at: now(), entries, limit };
+                let at = Looked { from, to: now() };
+                let report = Report { event, reading, at, entries, limit };
                 match (send(&mut pipe, report)?, event) {
                     (None, _) | (Some(_), Event::Progress) => {}
                     (Some(report), Event::Opened) => unsent = Some(report),
                     // Nobody would hear: end instead, with reliable mode off; the agent counts on.
                     (Some(_), Event::Armed) => {
                         socket.set_reliable(false)?;
-                        return Err(io::ErrorKind::WouldBlock.into());
+                        return Err(errno(libc::EWOULDBLOCK));
                     }
                 }
             }
@@ -317,5 +336,48 @@ fn send(pipe: &mut File, report: Report) -> io::Result<Option<Report>> {
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Some(report)),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_as_it_was_written() {
+        let report = Report {
+            event: Event::Opened,
+            reading: Reading { before: 1, after: 2, in_flight: 3 },
+            at: Looked { from: 4, to: 5 },
+            entries: 6,
+            limit: 7,
+        };
+        assert_eq!(Report::decode(&report.encode()), Some(report));
+        assert_eq!(Report::decode(&[0; Report::SIZE]), None);
+    }
+
+    #[test]
+    fn what_a_guard_failed_of_is_its_exit_code() {
+        let exit_codes = [(errno(libc::ENOENT), 2), (io::ErrorKind::InvalidData.into(), 71)];
+        for (error, code) in exit_codes {
+            assert_eq!(exit_code(&error), code);
+        }
+        // It ends with 1, EPERM, whatever it is given.
+        let (socket, _other) = UnixDatagram::pair().unwrap();
+        let program = Some(Path::new("/bin/false"));
+        let mut guard = Guard::start(program, socket.into(), &ValveConfig::default()).unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        let gone = loop {
+            match guard.next_report() {
+                Ok(report) => assert_eq!(report, None),
+                Err(error) => break error,
+            }
+            assert!(Instant::now() < end, "it does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert_eq!(gone.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(guard.end().unwrap().raw_os_error(), Some(1));
     }
 }

@@ -6,13 +6,13 @@ use crate::flow::{AgentAction, Gap};
 use crate::pipeline::Filter;
 
 /// Netlink datagrams as they came, one after the other in one buffer.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RawBatch {
     /// The datagrams, each padded to `NLMSG_ALIGNTO`, so that the next one starts aligned.
     pub bytes: Vec<u8>,
     /// Start and length in `bytes` of each datagram.
     pub datagrams: Vec<(u32, u32)>,
-    /// When they were read: nanoseconds since the epoch, one clock reading for the batch.
+    /// When they were handed on: nanoseconds since the epoch, one clock reading for the batch.
     pub arrived: u64,
 }
 
@@ -29,9 +29,9 @@ impl RawBatch {
         self.datagrams.iter().map(|&(start, len)| &self.bytes[start as usize..][..len as usize])
     }
 
-    /// What the batch weighs against the queue's bound.
+    /// What the batch weighs against the queue's bound: the memory that it holds, used or not.
     pub fn weight(&self) -> usize {
-        self.bytes.len() + self.datagrams.len() * size_of::<(u32, u32)>()
+        self.bytes.capacity() + self.datagrams.capacity() * size_of::<(u32, u32)>()
     }
 
     pub fn clear(&mut self) {
@@ -45,9 +45,9 @@ impl RawBatch {
 pub struct ValveChange {
     pub open: bool,
     pub at: u64,
-    /// `nf_conntrack_count` and the limit when it was decided.
-    pub entries: u64,
-    pub limit: u64,
+    /// `nf_conntrack_count` and the limit when it was decided, where they could be read.
+    pub entries: Option<u64>,
+    pub limit: Option<u64>,
 }
 
 /// One step of the way from the kernel to the pipeline, in order.

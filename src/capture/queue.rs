@@ -8,12 +8,18 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::socket::BATCH_BYTES;
 use super::{Item, RawBatch};
 
-/// What an item without a buffer weighs: enough that a flood of them is bounded as well.
-const SMALL_ITEM: usize = 128;
+/// What an item weighs besides its buffers: its place in the queue, which grows by doubling, and what
+/// an allocator adds to two buffers.
+const SMALL_ITEM: usize = 2 * size_of::<Item>() + 32;
 
-/// Spare buffers kept; more than these are in use at a time only when the queue fills.
+/// Buffers that are worth keeping: those of the reader. Smaller ones would have to grow, larger ones
+/// would never become smaller.
+const WORTH_KEEPING: std::ops::RangeInclusive<usize> = BATCH_BYTES..=2 * BATCH_BYTES;
+
+/// Spare buffers kept, so 8 MiB at most; more than these are in use at a time only when the queue fills.
 const MAX_SPARE: usize = 16;
 
 /// The other side is gone.
@@ -166,13 +172,31 @@ impl Receiver {
         }
     }
 
-    /// Gives a used batch's buffer back to the senders.
+    /// Gives a used batch's buffer back to the senders, where it is worth that.
     pub fn recycle(&self, mut batch: RawBatch) {
+        if !WORTH_KEEPING.contains(&batch.bytes.capacity()) {
+            return;
+        }
         batch.clear();
         let mut state = self.0.lock();
         if state.spare.len() < MAX_SPARE {
             state.spare.push(batch);
         }
+    }
+}
+
+#[cfg(test)]
+impl Receiver {
+    /// The memory in use for what is queued, counted anew.
+    pub(super) fn memory(&self) -> usize {
+        let state = self.0.lock();
+        let buffers = state.items.iter().map(|item| match item {
+            Item::Events(batch) | Item::Snapshot(batch) => {
+                batch.bytes.capacity() + batch.datagrams.capacity() * size_of::<(u32, u32)>()
+            }
+            _ => 0,
+        });
+        buffers.sum::<usize>() + state.items.capacity() * size_of::<Item>()
     }
 }
 
@@ -238,9 +262,23 @@ mod tests {
     }
 
     #[test]
+    fn only_buffers_of_the_readers_size_are_kept_and_not_too_many() {
+        let (tx, rx) = queue(1 << 20);
+        for bytes in [1000, 2 * BATCH_BYTES + 4] {
+            rx.recycle(RawBatch { bytes: Vec::with_capacity(bytes), ..RawBatch::default() });
+            assert_eq!(tx.spare().bytes.capacity(), 0, "{bytes}");
+        }
+        for _ in 0..2 * MAX_SPARE {
+            rx.recycle(RawBatch { bytes: Vec::with_capacity(BATCH_BYTES), ..RawBatch::default() });
+        }
+        let kept = (0..2 * MAX_SPARE).filter(|_| tx.spare().bytes.capacity() > 0).count();
+        assert_eq!(kept, MAX_SPARE);
+    }
+
+    #[test]
     fn a_used_buffer_is_used_again() {
-        let (tx, rx) = queue(10_000);
-        tx.push(events(1000)).unwrap();
+        let (tx, rx) = queue(1 << 20);
+        tx.push(events(BATCH_BYTES)).unwrap();
         let Ok(Some(Item::Events(batch))) = rx.pop(Duration::ZERO) else { panic!("no batch") };
         let capacity = batch.bytes.capacity();
         rx.recycle(batch);

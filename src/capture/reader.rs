@@ -44,6 +44,21 @@ impl Source for Arc<Socket> {
     }
 }
 
+/// Two moments around a reading of the drop counter. What it shows was dropped before `to`, what it
+/// does not show yet after `from`: one moment for both would leave a drop outside its gap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Looked {
+    pub(super) from: u64,
+    pub(super) to: u64,
+}
+
+/// A socket's memory, and when it was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Look {
+    pub(super) memory: Memory,
+    pub(super) at: Looked,
+}
+
 /// One socket and what is known of it.
 #[derive(Debug)]
 pub(super) struct Side<S> {
@@ -53,12 +68,22 @@ pub(super) struct Side<S> {
     drops: u32,
     checked: u64,
     truncated: u64,
+    /// What is read from now on was queued after this; and the same for after this round.
+    emptied: u64,
+    emptied_now: Option<u64>,
 }
 
 impl<S: Source> Side<S> {
     pub(super) fn new(source: S, kinds: GapKinds) -> io::Result<Self> {
+        let at = now();
         let drops = source.memory()?.drops;
-        Ok(Side { source, kinds, drops, checked: now(), truncated: 0 })
+        Ok(Side { source, kinds, drops, checked: at, truncated: 0, emptied: at, emptied_now: None })
+    }
+
+    fn look(&self) -> io::Result<Look> {
+        let from = now();
+        let memory = self.source.memory()?;
+        Ok(Look { memory, at: Looked { from, to: now() } })
     }
 
     pub(super) fn drops(&self) -> u32 {
@@ -94,7 +119,7 @@ pub(super) struct Round {
     pub(super) more: bool,
     /// The DESTROY socket's memory after reading. Its drops are for the caller to explain, because
     /// in reliable mode they are not losses.
-    pub(super) destroys: Option<Memory>,
+    pub(super) destroys: Option<Look>,
 }
 
 #[derive(Debug)]
@@ -122,9 +147,8 @@ impl<S: Source> Reader<S> {
         self.hold_destroys(out, &mut round)?;
         let newest = self.hand_on_events(out, &mut round)?;
         for mut batch in self.held.drain(..) {
-            // Read before, handed on after: without this its arrival could lie before that of the
-            // events that it must follow.
-            batch.arrived = batch.arrived.max(newest);
+            // Never before the events that it follows, also when someone sets the clock back.
+            batch.arrived = now().max(newest);
             out.push(Item::Events(batch))?;
         }
         self.check_losses(out, &mut round)?;
@@ -132,16 +156,55 @@ impl<S: Source> Reader<S> {
         Ok(round)
     }
 
+    /// To be called after a wait, before the next round: where nothing was dropped meanwhile, a
+    /// gap begins now and not at the last round, which may lie days back. Gives the DESTROY socket.
+    pub(super) fn woke(&mut self) -> io::Result<Option<Look>> {
+        if let Some(side) = &mut self.events {
+            side.woke()?;
+        }
+        self.destroys.as_mut().map(Side::woke).transpose()
+    }
+
+    /// What a round that failed has read and not handed on.
+    pub(super) fn hand_on_held(&mut self, out: &Sender) -> Result<(), Closed> {
+        for mut batch in self.held.drain(..) {
+            batch.arrived = now();
+            out.push(Item::Events(batch))?;
+        }
+        Ok(())
+    }
+
+    /// Counts the drops that no round has seen, when no gap can be told any more.
+    pub(super) fn count_last_drops(&mut self) -> io::Result<()> {
+        let sides =
+            [(&mut self.destroys, &self.stats.destroys), (&mut self.events, &self.stats.events)];
+        for (side, stats) in sides {
+            if let Some(side) = side {
+                side.count_drops(stats)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the sockets may hold, and since when nobody knows what was dropped.
+    pub(super) fn unread(&self) -> (GapKinds, u64) {
+        let sides = || [&self.destroys, &self.events].into_iter().flatten();
+        let kinds = sides().fold(GapKinds::empty(), |kinds, side| kinds | side.kinds);
+        let since = sides().map(|side| side.checked.min(side.emptied)).min();
+        (kinds, since.unwrap_or_else(now))
+    }
+
     fn hold_destroys(&mut self, out: &Sender, round: &mut Round) -> Result<(), RoundError> {
         let Some(side) = &mut self.destroys else { return Ok(()) };
+        let began = now();
         while self.held.len() < HELD_BATCHES {
             let mut batch = take_buffer(&mut self.spare, out);
             let fill = side.source.fill(&mut batch, u64::MAX)?;
-            side.truncated += fill.truncated;
+            side.was_read(fill, began);
             count(&self.stats.destroys, fill);
             round.datagrams += fill.datagrams;
             if fill.datagrams > 0 {
-                self.held.push(batch);
+                self.held.push(fitting(batch, &mut self.spare));
             } else {
                 self.spare = Some(batch);
             }
@@ -163,14 +226,18 @@ impl<S: Source> Reader<S> {
         // poll would wake us for ever.
         let mut left = u64::from(side.source.memory()?.queued.div_ceil(LEAST_TRUESIZE).max(1));
         let mut newest = 0;
+        let began = now();
         while left > 0 {
             let mut batch = take_buffer(&mut self.spare, out);
             let fill = side.source.fill(&mut batch, left)?;
-            side.truncated += fill.truncated;
+            side.was_read(fill, began);
             count(&self.stats.events, fill);
             round.datagrams += fill.datagrams;
             left -= (fill.datagrams + fill.truncated).min(left);
             if fill.datagrams > 0 {
+                let mut batch = fitting(batch, &mut self.spare);
+                // After reading: an event must not arrive before it happened.
+                batch.arrived = now();
                 newest = batch.arrived;
                 out.push(Item::Events(batch))?;
             } else {
@@ -188,52 +255,69 @@ impl<S: Source> Reader<S> {
     }
 
     fn check_losses(&mut self, out: &Sender, round: &mut Round) -> Result<(), RoundError> {
-        let now = now();
         if let Some(side) = &mut self.destroys {
-            let (memory, _) = side.check(&self.stats.destroys, now, out)?;
-            round.destroys = Some(memory);
-            side.checked = now;
+            let (look, _) = side.check(&self.stats.destroys, out)?;
+            round.destroys = Some(look);
+            side.checked = look.at.from;
         }
         if let Some(side) = &mut self.events {
-            let (_, dropped) = side.check(&self.stats.events, now, out)?;
+            let (look, dropped) = side.check(&self.stats.events, out)?;
             if dropped > 0 {
-                out.push(Item::Gap(side.gap(GapCause::Overrun, dropped, now)))?;
+                let gap = side.gap(GapCause::Overrun, dropped, side.checked, look.at.to);
+                out.push(Item::Gap(gap))?;
             }
-            side.checked = now;
+            side.checked = look.at.from;
         }
         Ok(())
     }
 }
 
 impl<S: Source> Side<S> {
-    fn check(
-        &mut self,
-        stats: &SocketStats,
-        now: u64,
-        out: &Sender,
-    ) -> Result<(Memory, u64), RoundError> {
-        let memory = self.source.memory()?;
-        let dropped = u64::from(memory.drops.wrapping_sub(self.drops));
-        self.drops = memory.drops;
+    fn was_read(&mut self, fill: Fill, began: u64) {
+        self.truncated += fill.truncated;
+        if fill.empty {
+            self.emptied_now = Some(began);
+        }
+    }
+
+    fn woke(&mut self) -> io::Result<Look> {
+        let look = self.look()?;
+        if look.memory.drops == self.drops {
+            self.checked = look.at.from;
+        }
+        Ok(look)
+    }
+
+    fn count_drops(&mut self, stats: &SocketStats) -> io::Result<(Look, u64)> {
+        let look = self.look()?;
+        let dropped = u64::from(look.memory.drops.wrapping_sub(self.drops));
+        self.drops = look.memory.drops;
         stats::add(&stats.drops, dropped);
-        stats::set(&stats.queue_bytes, u64::from(memory.queued));
-        stats::set(&stats.queue_limit, u64::from(memory.limit));
+        Ok((look, dropped))
+    }
+
+    fn check(&mut self, stats: &SocketStats, out: &Sender) -> Result<(Look, u64), RoundError> {
+        let (look, dropped) = self.count_drops(stats)?;
+        stats::set(&stats.queue_bytes, u64::from(look.memory.queued));
+        stats::set(&stats.queue_limit, u64::from(look.memory.limit));
         if self.truncated > 0 {
             let truncated = std::mem::take(&mut self.truncated);
             stats::add(&stats.truncated, truncated);
-            out.push(Item::Gap(self.gap(GapCause::Truncated, truncated, now)))?;
+            let gap = self.gap(GapCause::Truncated, truncated, self.emptied, look.at.to);
+            out.push(Item::Gap(gap))?;
         }
-        Ok((memory, dropped))
+        self.emptied = self.emptied_now.take().unwrap_or(self.emptied);
+        Ok((look, dropped))
     }
 
-    fn gap(&self, cause: GapCause, events: u64, now: u64) -> Gap {
+    fn gap(&self, cause: GapCause, events: u64, from: u64, to: u64) -> Gap {
         Gap {
             cause,
             events: Some(events),
             precision: Precision::Exact,
             kinds: self.kinds,
-            from: self.checked,
-            to: now,
+            from,
+            to,
             seqs: None,
         }
     }
@@ -244,13 +328,26 @@ fn count(stats: &SocketStats, fill: Fill) {
     stats::add(&stats.bytes, fill.bytes);
 }
 
-/// An empty buffer with room, its time set to now.
+/// An empty buffer with room.
 fn take_buffer(spare: &mut Option<RawBatch>, out: &Sender) -> RawBatch {
     let mut batch = spare.take().unwrap_or_else(|| out.spare());
     // Nothing when it was used before.
     batch.bytes.reserve_exact(BATCH_BYTES);
-    batch.arrived = now();
     batch
+}
+
+/// The batch as it is to be queued. One that is mostly empty is copied, and its buffer kept for the
+/// next: with a flow every few milliseconds each batch holds one event, and a queue of whole buffers
+/// grew to 9.5 GB.
+fn fitting(mut batch: RawBatch, spare: &mut Option<RawBatch>) -> RawBatch {
+    if batch.bytes.len() >= BATCH_BYTES / 4 {
+        return batch;
+    }
+    // Cloning a Vec takes what its contents need and no more.
+    let small = batch.clone();
+    batch.clear();
+    *spare = Some(batch);
+    small
 }
 
 /// Nanoseconds since the epoch.
@@ -279,6 +376,9 @@ mod tests {
     struct State {
         queued: VecDeque<Vec<u8>>,
         drops: u32,
+        /// When the counter was last read, and a pause to be made then.
+        looked: u64,
+        slow: Duration,
         truncate_next: bool,
         after_read: Option<Box<dyn FnMut()>>,
     }
@@ -317,7 +417,9 @@ mod tests {
         }
 
         fn memory(&self) -> io::Result<Memory> {
-            let state = self.0.borrow();
+            let mut state = self.0.borrow_mut();
+            std::thread::sleep(state.slow);
+            state.looked = now();
             Ok(Memory {
                 queued: state.queued.len() as u32 * TRUESIZE,
                 limit: 1 << 20,
@@ -433,13 +535,87 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_begins_when_an_idle_reader_woke_and_ends_after_the_drop() {
+        let (destroys, events) = (Fake::default(), Fake::default());
+        let (tx, rx) = queue(1 << 20);
+        let mut reader = reader(&destroys, &events);
+        reader.round(&tx).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let burst = now();
+        reader.woke().unwrap();
+        // Dropped at the last moment before the counter is read.
+        events.0.borrow_mut().drops = 3;
+        events.0.borrow_mut().slow = Duration::from_millis(5);
+        reader.round(&tx).unwrap();
+        let Item::Gap(gap) = handed_on(&rx)[0] else { panic!("no gap") };
+        assert!(gap.from >= burst, "the idle time lies in the gap");
+        assert!(gap.to >= events.0.borrow().looked, "the drop lies behind the gap");
+    }
+
+    #[test]
+    fn what_was_dropped_before_an_idle_reader_woke_lies_in_the_gap() {
+        let (destroys, events) = (Fake::default(), Fake::default());
+        let (tx, rx) = queue(1 << 20);
+        let mut reader = reader(&destroys, &events);
+        reader.round(&tx).unwrap();
+        let dropped = now();
+        events.0.borrow_mut().drops = 3;
+        std::thread::sleep(Duration::from_millis(2));
+        reader.woke().unwrap();
+        reader.round(&tx).unwrap();
+        let Item::Gap(gap) = handed_on(&rx)[0] else { panic!("no gap") };
+        assert!(gap.from <= dropped);
+    }
+
+    #[test]
+    fn an_event_does_not_arrive_before_it_was_read() {
+        let (destroys, events) = (Fake::default(), Fake::default());
+        let (tx, rx) = queue(1 << 20);
+        destroys.put("destroy");
+        events.put("new");
+        let read = Rc::new(RefCell::new(0));
+        for fake in [&destroys, &events] {
+            let read = read.clone();
+            fake.after_read(move || {
+                std::thread::sleep(Duration::from_millis(2));
+                *read.borrow_mut() = now();
+            });
+        }
+        reader(&destroys, &events).round(&tx).unwrap();
+        let items = handed_on(&rx);
+        assert_eq!(items.len(), 2);
+        for item in items {
+            let Item::Events(batch) = item else { panic!("{item:?}") };
+            assert!(batch.arrived >= *read.borrow());
+        }
+    }
+
+    #[test]
+    fn a_queue_of_tiny_batches_takes_no_more_memory_than_its_bound() {
+        const BOUND: usize = 1 << 20;
+        let (destroys, events) = (Fake::default(), Fake::default());
+        let (tx, rx) = queue(BOUND);
+        let mut reader = reader(&destroys, &events);
+        let mut rounds = 0;
+        while tx.queue().bytes() + 4096 < BOUND {
+            [&destroys, &events][rounds % 2].put(&"x".repeat(260));
+            reader.round(&tx).unwrap();
+            rounds += 1;
+        }
+        assert!(rounds > 1000, "only {rounds} tiny batches fit");
+        assert!(rx.memory() <= BOUND, "{} bytes in use", rx.memory());
+        let items = handed_on(&rx);
+        assert_eq!(names(&items).len(), rounds);
+    }
+
+    #[test]
     fn drops_of_the_destroy_socket_are_left_to_the_caller() {
         let (destroys, events) = (Fake::default(), Fake::default());
         let (tx, rx) = queue(1 << 20);
         let mut reader = reader(&destroys, &events);
         destroys.0.borrow_mut().drops = 7;
         let round = reader.round(&tx).unwrap();
-        assert_eq!(round.destroys.unwrap().drops, 7);
+        assert_eq!(round.destroys.unwrap().memory.drops, 7);
         assert!(handed_on(&rx).is_empty());
     }
 

@@ -84,6 +84,11 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
+    #[cfg(test)]
+    pub(super) fn of_events(socket: Arc<Socket>) -> Self {
+        Sockets { destroys: None, events: Some(socket), event_groups: Vec::new() }
+    }
+
     /// Ends the flow of events: what is queued then is finite.
     pub(super) fn leave(&self) -> std::io::Result<()> {
         if let Some(socket) = &self.destroys {
@@ -285,11 +290,16 @@ impl CaptureHandle {
         self.shared.wake.raise();
     }
 
-    /// Waits for the end of the thread, and gives why it ended when that was not asked for.
+    /// Waits for the end of the thread, and gives why it ended when that was not asked for. A panic
+    /// is an error too: what was handed on before it can still be delivered.
     pub fn join(self) -> Result<(), CaptureError> {
         match self.thread.join() {
             Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
+            // The panic's own words are on stderr already.
+            Err(panic) => Err(CaptureError::Fatal {
+                what: "the capture thread panicked",
+                source: std::io::Error::other(words(&*panic)),
+            }),
         }
     }
 
@@ -305,5 +315,31 @@ impl CaptureHandle {
 
     pub fn stats(&self) -> Arc<CaptureStats> {
         self.stats.clone()
+    }
+}
+
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_thread_is_an_error() {
+        let sockets = Sockets { destroys: None, events: None, event_groups: Vec::new() };
+        let handle = CaptureHandle {
+            shared: Arc::new(Shared {
+                sockets,
+                stop: AtomicBool::new(false),
+                wake: Wake::new().unwrap(),
+            }),
+            stats: Arc::default(),
+            thread: std::thread::spawn(|| panic!("a bug, number {}", 7)),
+        };
+        let error = handle.join().unwrap_err();
+        assert_eq!(error.to_string(), "the capture thread panicked: a bug, number 7");
     }
 }

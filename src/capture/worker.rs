@@ -1,8 +1,8 @@
 //! The capture thread at work: rounds of reading, naps between them, the valve's guard, the end.
 //!
 //! Promises: when it was told to stop, everything that waits is read and losses are told before it
-//! ends, in bounded time; while no guard runs, reliable mode is off and that is recorded. Sleeps for
-//! good while nothing happens.
+//! ends, in bounded time; while no guard runs, reliable mode is off and that is recorded. Wakes once a
+//! second while nothing happens.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -12,17 +12,21 @@ use std::time::{Duration, Instant};
 
 use super::guard::{self, Event, Guard, Report, Table};
 use super::ledger::Ledger;
-use super::reader::{Reader, Round, RoundError, now};
+use super::reader::{Looked, Reader, Round, RoundError, now};
 use super::socket::{self, Memory, Socket};
 use super::stats::{self, CaptureStats};
 use super::thread::{Shared, Sockets};
-use super::{CaptureError, Item, Sender, ValveChange, ValveConfig};
+use super::{CaptureError, Closed, Item, Sender, ValveChange, ValveConfig};
 use crate::flow::{Gap, GapCause, GapKinds, Precision};
 
 /// Between rounds that gave something. 500,000 flows created and flushed, CPU of the reader an event:
 /// blocking recv 1.67 µs; recv until empty, then 2 ms: 0.74; 5 ms: 0.93; 10 ms: 0.94 (the buffers fall
 /// out of the cache). recvmmsg with naps of 2 ms: 0.76 to 0.98, so the plain call stays.
 const NAP: Duration = Duration::from_millis(2);
+
+/// The longest wait for events. A burst may overrun a small buffer before we wake, and then the gap
+/// begins at the last look: so it is never longer than this. A look takes some ten system calls.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Waits before the guard is started again: the first, and the longest.
 const GUARD_RETRY: Duration = Duration::from_millis(100);
@@ -104,12 +108,25 @@ impl Worker {
     pub(super) fn run(mut self) -> Result<(), CaptureError> {
         match self.rounds_until_stopped().and_then(|()| self.finish()) {
             Ok(()) => Ok(()),
-            // The pipeline is gone: it knows why.
-            Err(RoundError::Closed) => Ok(()),
+            // The pipeline is gone, and knows why: nobody is left to tell a gap to.
+            Err(RoundError::Closed) => self.reader.count_last_drops().map_err(unreadable),
             Err(RoundError::Io(source)) => {
-                Err(CaptureError::Fatal { what: "cannot read conntrack events", source })
+                // A second error adds nothing to the first, and where nobody takes the gap any more
+                // the pipeline knows why.
+                let _ = self.give_up();
+                Err(unreadable(source))
             }
         }
+    }
+
+    /// What the sockets hold is not read any more: how much that is, nobody knows.
+    fn give_up(&mut self) -> Result<(), RoundError> {
+        self.reader.hand_on_held(&self.out)?;
+        let (kinds, from) = self.reader.unread();
+        self.tell_unknown(kinds, from)?;
+        self.end_guard()?;
+        self.reader.count_last_drops()?;
+        self.tell_last_losses()
     }
 
     fn rounds_until_stopped(&mut self) -> Result<(), RoundError> {
@@ -132,26 +149,25 @@ impl Worker {
 
     fn round(&mut self) -> Result<Round, RoundError> {
         let round = self.reader.round(&self.out)?;
-        if let Some(memory) = round.destroys {
-            self.moving.see(memory);
+        if let Some(look) = round.destroys {
+            self.moving.see(look.memory);
             // With a guard it is the guard that says how far the losses go, because only it knows
             // when it switched.
             if self.guard.as_ref().is_none_or(|guard| guard.running.is_none()) {
-                let gap = self.ledger.progressed(memory.drops, now());
+                let gap = self.ledger.progressed(look.memory.drops, look.at);
                 self.tell(gap)?;
             }
         }
         Ok(round)
     }
 
-    /// For ever when nothing happens: an idle agent is not woken. No loss can go unseen meanwhile,
-    /// because nothing is dropped from an empty queue.
-    fn wait_for_events(&self) -> Result<(), RoundError> {
+    /// No loss can go unseen meanwhile: what is dropped is dropped behind something to be read.
+    fn wait_for_events(&mut self) -> Result<(), RoundError> {
         let keeper = self.guard.as_ref();
         let running = keeper.and_then(|keeper| keeper.running.as_ref());
         let timeout = match (keeper, running) {
-            (Some(keeper), None) => Some(keeper.due.saturating_duration_since(Instant::now())),
-            _ => None,
+            (Some(keeper), None) => keeper.due.saturating_duration_since(Instant::now()),
+            _ => IDLE_LOOK,
         };
         socket::wait(
             [
@@ -160,8 +176,11 @@ impl Worker {
                 Some(self.shared.wake.as_fd()),
                 running.map(|guard| guard.pipe().as_fd()),
             ],
-            timeout,
+            Some(timeout.min(IDLE_LOOK)),
         )?;
+        if let Some(look) = self.reader.woke()? {
+            self.ledger.woke(look.memory.drops, look.at);
+        }
         Ok(())
     }
 
@@ -219,7 +238,7 @@ impl Worker {
                 self.stats.reliable_active.store(true, Ordering::Relaxed);
                 if self.announced {
                     tracing::info!(report.entries, report.limit, "valve closed: reliable again");
-                    self.announce(false, &report)?;
+                    self.announce(false, report.at.to, Some((report.entries, report.limit)))?;
                 }
                 self.announced = true;
             }
@@ -230,7 +249,7 @@ impl Worker {
                     "valve opened: the table fills while DESTROYs wait for us; they are lost and counted"
                 );
                 self.ledger.released(report.reading, GapCause::Valve, report.at);
-                self.announce(true, &report)?;
+                self.announce(true, report.at.to, Some((report.entries, report.limit)))?;
             }
             Event::Progress => {
                 let gap = self.ledger.progressed(report.reading.after, report.at);
@@ -243,9 +262,9 @@ impl Worker {
     /// Without a guard reliable mode is off: traffic comes first.
     fn lose_guard(&mut self, error: &std::io::Error) -> Result<(), RoundError> {
         let Some(keeper) = &mut self.guard else { return Ok(()) };
-        if let Some(guard) = &mut keeper.running {
-            guard.end();
-        }
+        // What it says itself comes before the end of its pipe.
+        let cause = keeper.running.as_mut().and_then(Guard::end);
+        let error = cause.as_ref().unwrap_or(error);
         tracing::warn!(%error, retry_in = ?keeper.pause, "valve guard gone; reliable mode is off");
         keeper.put_off();
         self.take_over()
@@ -256,12 +275,16 @@ impl Worker {
         let was_reliable = self.ledger.is_reliable();
         self.reconcile()?;
         let Some(socket) = &self.sockets.destroys else { return Ok(()) };
+        let from = now();
         let reading = guard::switch(socket, false)?;
-        let at = now();
+        let at = Looked { from, to: now() };
         self.ledger.released(reading, GapCause::Valve, at);
         if was_reliable {
-            let (entries, limit) = Table::open().and_then(|table| table.read())?;
-            self.announce(true, &Report { event: Event::Opened, reading, at, entries, limit })?;
+            let table = Table::open().and_then(|table| table.read());
+            if let Err(error) = &table {
+                tracing::warn!(%error, "cannot read nf_conntrack_count");
+            }
+            self.announce(true, at.to, table.ok())?;
         }
         Ok(())
     }
@@ -274,16 +297,22 @@ impl Worker {
         Ok(())
     }
 
-    fn announce(&mut self, open: bool, report: &Report) -> Result<(), RoundError> {
+    /// `table`: its entries and their limit, where they are known.
+    fn announce(
+        &mut self,
+        open: bool,
+        at: u64,
+        table: Option<(u64, u64)>,
+    ) -> Result<(), RoundError> {
         self.stats.reliable_active.store(!open, Ordering::Relaxed);
         if open {
             stats::add(&self.stats.valve_opens, 1);
         }
         self.out.push(Item::Valve(ValveChange {
             open,
-            at: report.at,
-            entries: report.entries,
-            limit: report.limit,
+            at,
+            entries: table.map(|(entries, _)| entries),
+            limit: table.map(|(_, limit)| limit),
         }))?;
         Ok(())
     }
@@ -300,30 +329,41 @@ impl Worker {
     fn finish(&mut self) -> Result<(), RoundError> {
         let since = now();
         let mut retained = self.linger()?;
-        if let Some(mut guard) = self.guard.as_mut().and_then(|keeper| keeper.running.take()) {
-            guard.end();
-            while let Ok(Some(report)) = guard.next_report() {
-                self.follow(report)?;
-            }
-        }
-        self.guard = None;
-        self.reconcile()?;
+        self.end_guard()?;
         if let (true, Some(socket)) = (self.ledger.is_reliable(), &self.sockets.destroys) {
+            let from = now();
             let reading = guard::switch(socket, false)?;
             // Retained since we last looked.
             retained |= self.moving.drops.is_some_and(|drops| drops != reading.before);
-            self.ledger.released(reading, GapCause::Overrun, now());
+            self.ledger.released(reading, GapCause::Overrun, Looked { from, to: now() });
         }
         if retained {
-            self.tell_retained(since)?;
+            self.tell_unknown(GapKinds::DESTROY, since)?;
         }
         self.stats.reliable_active.store(false, Ordering::Relaxed);
         // However fast events come, here is the end of them, and everything before it is read.
         self.sockets.leave()?;
         while self.reader.round(&self.out)?.more {}
+        self.tell_last_losses()
+    }
+
+    /// From here on nobody but us switches reliable mode.
+    fn end_guard(&mut self) -> Result<(), RoundError> {
+        if let Some(mut guard) = self.guard.as_mut().and_then(|keeper| keeper.running.take()) {
+            let _ = guard.end();
+            while let Ok(Some(report)) = guard.next_report() {
+                self.follow(report)?;
+            }
+        }
+        self.guard = None;
+        self.reconcile()
+    }
+
+    fn tell_last_losses(&mut self) -> Result<(), RoundError> {
         let Some(socket) = self.sockets.destroys.clone() else { return Ok(()) };
+        let from = now();
         let drops = socket.memory()?.drops;
-        let gap = self.ledger.progressed(drops, now());
+        let gap = self.ledger.progressed(drops, Looked { from, to: now() });
         self.tell(gap)
     }
 
@@ -331,6 +371,7 @@ impl Worker {
     /// socket closed the kernel forgets them, and nothing counts them.
     fn linger(&mut self) -> Result<bool, RoundError> {
         let end = Instant::now() + LINGER;
+        let mut blind = false;
         loop {
             self.read_reports()?;
             let round = self.round()?;
@@ -347,10 +388,18 @@ impl Worker {
             if round.datagrams > 0 {
                 // They may be coming just now, as fast as a small buffer lets them.
                 std::thread::sleep(NAP);
-            } else if socket::any_dying()? {
-                std::thread::sleep(LINGER_NAP);
             } else {
-                return Ok(false);
+                match socket::any_dying() {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(false),
+                    // There may be some, then: wait as long as for those that we know of.
+                    Err(error) if !blind => {
+                        tracing::warn!(%error, "cannot ask the kernel for undelivered DESTROYs");
+                        blind = true;
+                    }
+                    Err(_) => {}
+                }
+                std::thread::sleep(LINGER_NAP);
             }
         }
     }
@@ -360,16 +409,65 @@ impl Worker {
         self.ledger.is_reliable() && since < RETAINED && (since < NOT_OURS || round.datagrams > 0)
     }
 
-    fn tell_retained(&mut self, since: u64) -> Result<(), RoundError> {
+    fn tell_unknown(&self, kinds: GapKinds, since: u64) -> Result<(), Closed> {
         self.out.push(Item::Gap(Gap {
             cause: GapCause::Overrun,
             events: None,
             precision: Precision::Unknown,
-            kinds: GapKinds::DESTROY,
+            kinds,
             from: since,
             to: now(),
             seqs: None,
-        }))?;
-        Ok(())
+        }))
+    }
+}
+
+fn unreadable(source: std::io::Error) -> CaptureError {
+    CaptureError::Fatal { what: "cannot read conntrack events", source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::capture::queue;
+    use crate::capture::reader::Side;
+    use crate::capture::socket::Wake;
+
+    #[test]
+    fn a_socket_that_cannot_be_read_any_more_is_said_to_have_lost_what_it_held() {
+        // The other end goes without having read: ECONNRESET.
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"x").unwrap();
+        let socket = Arc::new(Socket::from_fd(ours.into()));
+        let stats = Arc::<CaptureStats>::default();
+        let since = now();
+        let events = Side::new(socket.clone(), GapKinds::NEW).unwrap();
+        drop(theirs);
+        let sockets = Sockets::of_events(socket);
+        let (out, rx) = queue(1 << 20);
+        let worker = Worker {
+            guard: None,
+            reader: Reader::new(None, Some(events), stats.clone()),
+            ledger: Ledger::new(0, since),
+            announced: false,
+            stats,
+            shared: Arc::new(Shared {
+                sockets: sockets.clone(),
+                stop: AtomicBool::new(false),
+                wake: Wake::new().unwrap(),
+            }),
+            sockets,
+            out,
+            moving: Moving::default(),
+        };
+        let error = worker.run().unwrap_err();
+        assert!(matches!(error, CaptureError::Fatal { .. }), "{error:?}");
+        let Ok(Some(Item::Gap(gap))) = rx.pop(Duration::ZERO) else { panic!("no gap") };
+        assert_eq!((gap.kinds, gap.precision), (GapKinds::NEW, Precision::Unknown));
+        assert!(gap.from >= since && gap.from <= gap.to);
     }
 }

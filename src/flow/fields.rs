@@ -377,9 +377,9 @@ table! {
             => Some(Word(note.action.name()));
         agent_version: Word<'_>, "", "", [ALWAYS], "The agent's version." => Some(Word(note.version));
         valve_entries: u64, "entries", "nf_conntrack_count", [ALWAYS], "Entries in the table when the valve moved."
-            => note.valve.map(|valve: ValveChange| valve.entries);
+            => note.valve.and_then(|valve: ValveChange| valve.entries);
         valve_limit: u64, "entries", "nf_conntrack_max", [ALWAYS], "The table's limit."
-            => note.valve.map(|valve: ValveChange| valve.limit);
+            => note.valve.and_then(|valve: ValveChange| valve.limit);
     }
 }
 

@@ -217,8 +217,12 @@ fn any_note() -> impl Strategy<Value = Body> {
     ];
     (proptest::sample::select(actions), any::<Option<(bool, u64, u64, u64)>>()).prop_map(
         |(action, valve)| {
-            let valve =
-                valve.map(|(open, at, entries, limit)| ValveChange { open, at, entries, limit });
+            let valve = valve.map(|(open, at, entries, limit)| ValveChange {
+                open,
+                at,
+                entries: Some(entries),
+                limit: Some(limit),
+            });
             Body::Agent(Box::new(AgentNote { action, version: "1.2.3", valve }))
         },
     )

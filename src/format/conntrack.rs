@@ -56,8 +56,10 @@ impl Conntrack {
     fn agent(&mut self, note: &AgentNote, ts: u64, out: &mut Vec<u8>) -> std::io::Result<()> {
         let at = self.time.write(ts);
         write!(out, "{:>9} {} ", "[AGENT]", note.action.name())?;
-        if let Some(valve) = note.valve {
-            write!(out, "entries={} limit={} ", valve.entries, valve.limit)?;
+        if let Some(valve) = note.valve
+            && let (Some(entries), Some(limit)) = (valve.entries, valve.limit)
+        {
+            write!(out, "entries={entries} limit={limit} ")?;
         }
         write!(out, "version={} at={}", note.version, at.escape_ascii())
     }

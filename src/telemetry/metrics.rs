@@ -60,6 +60,9 @@ metrics! {
     BYTES_RECEIVED Counter "bytes_received" ["netns"] "Bytes of events taken from the kernel"
     SOCKET_DROPS Counter "netlink_socket_drops" ["netns" "socket"]
         "Events that the kernel counted as dropped (SK_MEMINFO_DROPS)"
+    SOCKET_TRUNCATED Counter "netlink_messages_truncated" ["netns" "socket"]
+        "Messages too long for the buffer: lost, and in gap records"
+    CAPTURE_ROUNDS Counter "capture_rounds" ["netns"] "Times that the sockets were read until empty"
     SOCKET_RETRIES Counter "netlink_socket_retries" ["netns"]
         "Drops on the reliable socket, which the kernel delivers again"
     RECEIVE_QUEUE Gauge "netlink_receive_queue_bytes" ["netns" "socket"]
@@ -71,6 +74,8 @@ metrics! {
     RELIABLE Gauge "reliable_mode_active" ["netns"] "1 while the kernel keeps what we could not take"
     VALVE_OPENS Counter "valve_opens" ["netns"]
         "Times that reliable mode was given up so that the table does not fill"
+    GUARD_STARTS Counter "valve_guard_starts" ["netns"]
+        "Times that the valve's process was started: more than once means that it ended"
     QUEUE_BYTES Gauge "queue_bytes" [] "Raw events between capture and pipeline"
     MALFORMED Counter "messages_malformed" ["reason"] "Messages that were refused"
     UNKNOWN_ATTRIBUTES Counter "attributes_unknown" [] "Attributes that were skipped"
