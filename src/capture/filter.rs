@@ -48,6 +48,8 @@ const IPCTNL_MSG_CT_NEW: u32 = 0;
 const IPCTNL_MSG_CT_DELETE: u32 = 2;
 /// `nfgen_family`
 const FAMILY: u32 = 16;
+/// `nlmsg_pid` of the nlmsghdr.
+const NLMSG_PID: u32 = 12;
 /// nlattr: u16 length, u16 type.
 const ATTRIBUTE_HEADER: u32 = 4;
 
@@ -70,6 +72,26 @@ pub struct Program(Vec<sock_filter>);
 impl Program {
     pub(super) fn instructions(&self) -> &[sock_filter] {
         &self.0
+    }
+
+    /// `program`, or a program that lets everything pass, behind the dropping of events that requests
+    /// from the netlink port `portid` cause. Three instructions: `nlmsg_pid` stands at a fixed place.
+    pub(super) fn without_port(portid: u32, program: Option<&Program>) -> Program {
+        let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+        let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        let give = (libc::BPF_RET | libc::BPF_K) as u16;
+        // BPF loads in network order what netlink writes in the host's.
+        let as_loaded = u32::from_be_bytes(portid.to_ne_bytes());
+        let mut all = vec![
+            sock_filter { code: load, jt: 0, jf: 0, k: NLMSG_PID },
+            sock_filter { code: equal, jt: 0, jf: 1, k: as_loaded },
+            sock_filter { code: give, jt: 0, jf: 0, k: 0 },
+        ];
+        match program {
+            Some(program) => all.extend_from_slice(&program.0),
+            None => all.push(sock_filter { code: give, jt: 0, jf: 0, k: u32::MAX }),
+        }
+        Program(all)
     }
 
     /// How many instructions it has.

@@ -1,6 +1,6 @@
 //! The valve's process: it works the valve also while the agent is stopped, stuck or swapped out.
 //!
-//! `conntrail valve-guard OPEN% CLOSE% DWELL_MS`, started by capture, with the reliable socket as
+//! `conntrail valve-guard OPEN% CLOSE% DWELL_MS PORT`, started by capture, with the reliable socket as
 //! standard input and a pipe to the agent as standard output. It looks at the table and the socket
 //! ([`super::valve`] says when and what follows), switches `NETLINK_BROADCAST_ERROR`, and reports
 //! each change through the pipe as one [`Report`].
@@ -19,6 +19,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::ctnetlink::request::{Header, Writer, message_type, write_tuple};
+use crate::ctnetlink::uapi::conntrack::{cta, msg};
+use crate::ctnetlink::uapi::{family, ipproto, netlink, nfnetlink};
+use crate::ctnetlink::{Tuple, TupleParts};
 
 use super::ledger::Reading;
 use super::reader::{Looked, now};
@@ -170,6 +175,7 @@ impl Guard {
         program: Option<&Path>,
         socket: OwnedFd,
         config: &ValveConfig,
+        port: u32,
     ) -> io::Result<Self> {
         // Not current_exe(): the file may have been replaced by an upgrade.
         let mut child = Command::new(program.unwrap_or(Path::new("/proc/self/exe")))
@@ -178,6 +184,7 @@ impl Guard {
                 config.open_percent.to_string(),
                 config.close_percent.to_string(),
                 config.dwell.as_millis().to_string(),
+                port.to_string(),
             ])
             .stdin(Stdio::from(socket))
             .stdout(Stdio::piped())
@@ -253,16 +260,58 @@ fn exit_code(error: &io::Error) -> u8 {
     error.raw_os_error().and_then(|number| u8::try_from(number).ok()).unwrap_or(libc::EPROTO as u8)
 }
 
-fn parse(mut args: impl Iterator<Item = OsString>) -> Option<ValveConfig> {
+fn parse(mut args: impl Iterator<Item = OsString>) -> Option<(ValveConfig, u32)> {
     let mut number = || args.next()?.to_str()?.parse::<u64>().ok();
-    Some(ValveConfig {
+    let config = ValveConfig {
         open_percent: u8::try_from(number()?).ok()?,
         close_percent: u8::try_from(number()?).ok()?,
         dwell: Duration::from_millis(number()?),
-    })
+    };
+    Some((config, u32::try_from(number()?).ok()?))
 }
 
-fn watch(config: ValveConfig) -> io::Result<()> {
+/// Makes the kernel try at once again to deliver what it retains. By itself it does so a second after
+/// the first failure (`HZ` in nf_conntrack_ecache_work), in which a busy table can fill; a DESTROY that
+/// gets through makes it go on at once (`NFCT_ECACHE_DESTROY_SENT`). So the guard makes a flow of its
+/// own and ends it: loopback, in the last zone, where it meets no other. The agent's sockets do not see
+/// it ([`Program::without_port`](super::Program)); other listeners do.
+fn wake_kernel(port: u32) -> io::Result<()> {
+    const ZONE: u16 = u16::MAX;
+    const DISCARD: u16 = 9;
+    let mut there = Tuple {
+        parts: TupleParts::SRC
+            | TupleParts::DST
+            | TupleParts::PROTO
+            | TupleParts::SRC_PORT
+            | TupleParts::DST_PORT,
+        proto: ipproto::IPPROTO_UDP,
+        src_port: DISCARD,
+        dst_port: DISCARD + 1,
+        ..Tuple::default()
+    };
+    there.src_bytes[..4].copy_from_slice(&[127, 0, 0, 1]);
+    there.dst_bytes = there.src_bytes;
+    let back = Tuple { src_port: there.dst_port, dst_port: there.src_port, ..there };
+    let header = |command, flags| Header {
+        message_type: message_type(nfnetlink::NFNL_SUBSYS_CTNETLINK, command),
+        flags: netlink::NLM_F_REQUEST | flags,
+        seq: 0,
+        family: family::AF_INET,
+        res_id: 0,
+    };
+    let mut requests = Writer::new();
+    requests.message(header(msg::IPCTNL_MSG_CT_NEW, netlink::NLM_F_CREATE | netlink::NLM_F_EXCL));
+    write_tuple(&mut requests, cta::CTA_TUPLE_ORIG, &there);
+    write_tuple(&mut requests, cta::CTA_TUPLE_REPLY, &back);
+    requests.be32(cta::CTA_TIMEOUT, 1).be16(cta::CTA_ZONE, ZONE);
+    requests.message(header(msg::IPCTNL_MSG_CT_DELETE, 0));
+    write_tuple(&mut requests, cta::CTA_TUPLE_ORIG, &there);
+    requests.be16(cta::CTA_ZONE, ZONE);
+    // Errors come as answers, which nobody reads: without this the kernel tries later.
+    Socket::open_at(port)?.ask(&requests.finish())
+}
+
+fn watch((config, port): (ValveConfig, u32)) -> io::Result<()> {
     let socket = Socket::from_fd(socket::inherited(0)?);
     // Closed by the end of the process and not before: at the pipe's end the agent kills us, and
     // then there would be no exit code.
@@ -303,7 +352,12 @@ fn watch(config: ValveConfig) -> io::Result<()> {
                 Action::Keep => None,
             };
             let reading = match event {
-                Some(Event::Opened) => switch(&socket, false)?,
+                Some(Event::Opened) => {
+                    let reading = switch(&socket, false)?;
+                    // Without it the kernel comes to it later: no reason to end.
+                    let _ = wake_kernel(port);
+                    reading
+                }
                 Some(Event::Armed) => switch(&socket, true)?,
                 Some(Event::Progress) | None => {
                     Reading { before: seen.drops, after: seen.drops, in_flight: 0 }
@@ -367,7 +421,7 @@ mod tests {
         // It ends with 1, EPERM, whatever it is given.
         let (socket, _other) = UnixDatagram::pair().unwrap();
         let program = Some(Path::new("/bin/false"));
-        let mut guard = Guard::start(program, socket.into(), &ValveConfig::default()).unwrap();
+        let mut guard = Guard::start(program, socket.into(), &ValveConfig::default(), 0).unwrap();
         let end = Instant::now() + Duration::from_secs(10);
         let gone = loop {
             match guard.next_report() {

@@ -66,6 +66,11 @@ pub(super) struct Socket(OwnedFd);
 impl Socket {
     /// Opens and binds; joins no group yet, so that options can be set before the first event.
     pub(super) fn open() -> io::Result<Self> {
+        Self::open_at(0)
+    }
+
+    /// As [`open`](Self::open), at a port of one's own; 0 lets the kernel choose.
+    pub(super) fn open_at(portid: u32) -> io::Result<Self> {
         // SAFETY: no pointers; the result is checked before it is owned.
         let fd = unsafe {
             libc::socket(
@@ -77,9 +82,10 @@ impl Socket {
         check(fd)?;
         // SAFETY: a fresh descriptor that nothing else owns.
         let socket = Socket(unsafe { OwnedFd::from_raw_fd(fd) });
-        // SAFETY: all-zero bytes are a valid sockaddr_nl: port chosen by the kernel, no groups.
+        // SAFETY: all-zero bytes are a valid sockaddr_nl without groups.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_pid = portid;
         // SAFETY: `address` lives through the call and its true size is given.
         check(unsafe {
             libc::bind(
@@ -89,6 +95,14 @@ impl Socket {
             )
         })?;
         Ok(socket)
+    }
+
+    /// Sends a request to the kernel, which has worked on it before this returns.
+    pub(super) fn ask(&self, request: &[u8]) -> io::Result<()> {
+        // SAFETY: `request` is readable for its whole length. A netlink socket that is not connected
+        // sends to the kernel.
+        let sent = unsafe { libc::send(self.fd(), request.as_ptr().cast(), request.len(), 0) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
@@ -235,12 +249,7 @@ pub(super) fn any_dying() -> io::Result<bool> {
     request[..4].copy_from_slice(&LENGTH.to_ne_bytes());
     request[4..6].copy_from_slice(&GET_DYING.to_ne_bytes());
     request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    // SAFETY: `request` is readable for its whole length. A netlink socket that is not connected
-    // sends to the kernel.
-    let sent = unsafe { libc::send(socket.fd(), request.as_ptr().cast(), request.len(), 0) };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    socket.ask(&request)?;
     // The kernel has answered with the first part of the dump before send returns.
     let mut answer =
         RawBatch { bytes: Vec::with_capacity(2 * DATAGRAM_ROOM), ..RawBatch::default() };

@@ -66,7 +66,6 @@ impl ReceiveBuffer {
 pub struct Capture {
     sockets: Sockets,
     filtered: bool,
-    reliable: bool,
     valve: ValveConfig,
     guard_program: Option<PathBuf>,
     reader: Reader<Arc<Socket>>,
@@ -81,12 +80,14 @@ pub(super) struct Sockets {
     pub(super) destroys: Option<Arc<Socket>>,
     pub(super) events: Option<Arc<Socket>>,
     event_groups: Vec<Group>,
+    /// The netlink port of the guard's own requests.
+    guard: Option<u32>,
 }
 
 impl Sockets {
     #[cfg(test)]
     pub(super) fn of_events(socket: Arc<Socket>) -> Self {
-        Sockets { destroys: None, events: Some(socket), event_groups: Vec::new() }
+        Sockets { destroys: None, events: Some(socket), event_groups: Vec::new(), guard: None }
     }
 
     /// Ends the flow of events: what is queued then is finite.
@@ -102,12 +103,13 @@ impl Sockets {
         Ok(())
     }
 
-    /// False when nothing filters in the kernel now.
+    /// False when the kernel does nothing of the filter now.
     fn set_filter(&self, program: Option<&Program>) -> Result<bool, CaptureError> {
+        let whole = self.with_own(program);
         for socket in [&self.destroys, &self.events].into_iter().flatten() {
-            let Err(error) = socket.set_filter(program) else { continue };
+            let Err(error) = socket.set_filter(whole.as_ref()) else { continue };
             // Programs count against net.core.optmem_max, the old one and the new one together.
-            if socket.set_filter(None).and_then(|()| socket.set_filter(program)).is_err() {
+            if socket.set_filter(None).and_then(|()| socket.set_filter(whole.as_ref())).is_err() {
                 tracing::warn!(
                     %error,
                     "the kernel does not take the socket filter; filtering in user space alone \
@@ -127,9 +129,26 @@ impl Sockets {
                 what: "cannot remove the socket filter",
                 source,
             })?;
+            // Without it the guard's own flow is recorded: no reason to fail.
+            if let Some(own) = self.with_own(None) {
+                let _ = socket.set_filter(Some(&own));
+            }
         }
         Ok(())
     }
+
+    /// The flow that the guard makes to wake the kernel ([`super::guard`]) is nobody's.
+    fn with_own(&self, program: Option<&Program>) -> Option<Program> {
+        match self.guard {
+            Some(port) => Some(Program::without_port(port, program)),
+            None => program.cloned(),
+        }
+    }
+}
+
+/// A netlink port that is no process id, which the kernel gives by itself.
+fn guard_port() -> u32 {
+    0x4000_0000 | std::process::id()
 }
 
 impl Capture {
@@ -142,7 +161,8 @@ impl Capture {
             .then(open)
             .transpose()?
             .map(Arc::new);
-        let sockets = Sockets { destroys, events, event_groups: groups(wants) };
+        let guard = (config.reliable && destroys.is_some()).then(guard_port);
+        let sockets = Sockets { destroys, events, event_groups: groups(wants), guard };
         let filtered = sockets.set_filter(config.filter.as_ref())?;
         let buffer = set_buffers(&sockets, config.receive_buffer)?;
         let failed = |e| CaptureError::of("cannot read SO_MEMINFO", e);
@@ -165,7 +185,6 @@ impl Capture {
         Ok(Capture {
             filtered,
             reader: Reader::new(destroys, events, stats.clone()),
-            reliable: config.reliable && sockets.destroys.is_some(),
             sockets,
             valve: config.valve,
             guard_program: config.guard_program,
@@ -199,7 +218,10 @@ impl Capture {
             wake: self.wake,
         });
         let worker = Worker {
-            guard: self.reliable.then(|| GuardKeeper::new(self.guard_program, self.valve)),
+            guard: self
+                .sockets
+                .guard
+                .map(|port| GuardKeeper::new(self.guard_program, self.valve, port)),
             sockets: self.sockets,
             reader: self.reader,
             ledger: self.ledger,
@@ -329,7 +351,8 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_thread_is_an_error() {
-        let sockets = Sockets { destroys: None, events: None, event_groups: Vec::new() };
+        let sockets =
+            Sockets { destroys: None, events: None, event_groups: Vec::new(), guard: None };
         let handle = CaptureHandle {
             shared: Arc::new(Shared {
                 sockets,

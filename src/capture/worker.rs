@@ -51,6 +51,8 @@ const LINGER_NAP: Duration = Duration::from_millis(10);
 pub(super) struct GuardKeeper {
     program: Option<PathBuf>,
     config: ValveConfig,
+    /// The netlink port of its own requests.
+    port: u32,
     running: Option<Guard>,
     started: Instant,
     /// When the next start is due, while none runs.
@@ -59,9 +61,17 @@ pub(super) struct GuardKeeper {
 }
 
 impl GuardKeeper {
-    pub(super) fn new(program: Option<PathBuf>, config: ValveConfig) -> Self {
+    pub(super) fn new(program: Option<PathBuf>, config: ValveConfig, port: u32) -> Self {
         let now = Instant::now();
-        GuardKeeper { program, config, running: None, started: now, due: now, pause: GUARD_RETRY }
+        GuardKeeper {
+            program,
+            config,
+            port,
+            running: None,
+            started: now,
+            due: now,
+            pause: GUARD_RETRY,
+        }
     }
 
     /// Puts the next start off, each time twice as long, unless the last one worked for a while.
@@ -193,9 +203,9 @@ impl Worker {
             if Instant::now() < keeper.due {
                 return Ok(());
             }
-            let started = socket
-                .duplicate()
-                .and_then(|fd| Guard::start(keeper.program.as_deref(), fd, &keeper.config));
+            let started = socket.duplicate().and_then(|fd| {
+                Guard::start(keeper.program.as_deref(), fd, &keeper.config, keeper.port)
+            });
             match started {
                 Ok(guard) => {
                     tracing::debug!(pid = guard.id(), "valve guard started");

@@ -477,7 +477,7 @@ impl LoneGuard {
         socket.set_netlink(libc::NETLINK_NO_ENOBUFS, 1).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_conntrail"));
         command
-            .args(["valve-guard", "90", "70", "1000"])
+            .args(["valve-guard", "90", "70", "1000", "0"])
             .stdin(socket.as_fd().try_clone_to_owned().unwrap())
             .stdout(stdout)
             .process_group(0);

@@ -21,9 +21,6 @@ use crate::lab::netns::Netns;
 /// How long the agent stands still at least.
 const STOPPED: Duration = Duration::from_secs(10);
 
-/// More than the second after which the kernel first tries again what it retains.
-const FIRST_RETRY: Duration = Duration::from_millis(1500);
-
 /// The kernel charges 1,280 bytes an event and lets the queue grow to twice the buffer: some 6,500.
 const SMALL_BUFFER: &str = "[capture]\nreceive_buffer = \"4MiB\"\n";
 
@@ -95,10 +92,8 @@ fn the_valve_opens_before_a_creation_fails_and_what_it_cost_is_recorded() {
     generator.flush().expect("a flush");
     let retained = netns.conntrack_count().expect("a count");
     assert!(retained > u64::from(ENDED) / 2, "only {retained} wait");
-    // The kernel tries what it retains again after a second (`HZ` in nf_conntrack_ecache_work), every
-    // 10 ms from then on, or when any DESTROY gets through. Until then an open valve frees nothing:
-    // a table that fills within that second, without the end of any flow, is full all the same.
-    std::thread::sleep(FIRST_RETRY);
+    // At once: by itself the kernel tries again what it retains only a second after the first failure,
+    // in which a busy table would fill. The guard makes it try.
     created += paced(&mut generator, &flows, ENDED..ENDED + LATER);
     assert_eq!(created, u64::from(ENDED + LATER));
     assert_eq!(refusals(&netns), before, "conntrack -S counts refused creations");
