@@ -247,7 +247,7 @@ impl Agent {
         // What can't be read is not known to be off.
         let value = setting("nf_conntrack_events").ok().flatten();
         let gap = self.events.look(value, now());
-        if gap.is_some() && value == Some(0) {
+        if gap.is_some() && self.events.went_off() {
             tracing::warn!(
                 "nf_conntrack_events is 0: flows that begin now make no events, and a gap record says \
                  so. Mend it: sysctl -w net.netfilter.nf_conntrack_events=1"

@@ -11,6 +11,8 @@ pub(super) struct EventsSwitch {
     /// When it was last seen on, or the start.
     on: u64,
     off: bool,
+    /// It was on at some time of this run: what is off from the start is a finding about the host.
+    seen_on: bool,
 }
 
 impl EventsSwitch {
@@ -20,7 +22,7 @@ impl EventsSwitch {
         kinds.set(GapKinds::UPDATE, wanted.update);
         kinds.set(GapKinds::DESTROY, wanted.destroy);
         kinds.set(GapKinds::EXPECT_NEW | GapKinds::EXPECT_DESTROY, wanted.expect);
-        EventsSwitch { kinds, on: now, off: false }
+        EventsSwitch { kinds, on: now, off: false, seen_on: false }
     }
 
     /// The gap to tell now: one when it is found off, so that a reader learns of it at once, and one
@@ -31,8 +33,14 @@ impl EventsSwitch {
         self.off = off;
         if !off {
             self.on = now;
+            self.seen_on = true;
         }
         gap
+    }
+
+    /// Whether somebody switched them off while we run.
+    pub(super) fn went_off(&self) -> bool {
+        self.off && self.seen_on
     }
 
     /// What is still to be told at the end.
@@ -85,6 +93,7 @@ mod tests {
     fn a_stop_while_it_is_off_tells_the_rest() {
         let mut switch = switch();
         assert_eq!(switch.look(Some(0), 10).unwrap().from, 10);
+        assert!(!switch.went_off(), "the host's findings have said so");
         assert_eq!(switch.end(99).unwrap().to, 99);
     }
 }

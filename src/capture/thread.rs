@@ -109,15 +109,18 @@ impl Sockets {
         for socket in [&self.destroys, &self.events].into_iter().flatten() {
             let Err(error) = socket.set_filter(whole.as_ref()) else { continue };
             // Programs count against net.core.optmem_max, the old one and the new one together.
-            if socket.set_filter(None).and_then(|()| socket.set_filter(whole.as_ref())).is_err() {
+            if socket.set_filter(None).and_then(|()| socket.set_filter(whole.as_ref())).is_ok() {
+                continue;
+            }
+            if program.is_some() {
                 tracing::warn!(
                     %error,
                     "the kernel does not take the socket filter; filtering in user space alone \
                      (net.core.optmem_max may be too small)"
                 );
-                self.detach()?;
-                return Ok(false);
             }
+            self.detach()?;
+            return Ok(false);
         }
         Ok(program.is_some())
     }
