@@ -54,6 +54,7 @@ impl Agent {
         if taken && filter.fits_the_kernel() {
             self.put(Item::Filter { filter: new, in_kernel: true }).await?;
         }
+        tracing::info!(in_kernel = taken, "the filter changed");
         self.put(Item::Note { action: AgentAction::Reloaded, at: now() }).await
     }
 

@@ -41,20 +41,26 @@ pub(super) fn check(args: &CheckArgs) -> Exit {
     text += &found.config.describe();
     text += "\n";
     match ask(Facts::read()) {
-        Ok(facts) => put_findings(&mut text, &facts),
+        Ok(facts) => put_findings(&mut text, &facts, found.config.capture.enable_tracking),
         // It is said already, and the configuration is right all the same.
         Err(_) => complain("conntrail: the host could not be checked"),
     }
     print(text)
 }
 
-fn put_findings(text: &mut String, facts: &Facts) {
+fn put_findings(text: &mut String, facts: &Facts, enable_tracking: bool) {
     let found = findings(facts);
     if found.is_empty() {
         *text += "# This host lacks nothing.\n";
         return;
     }
-    *text += "# What this host lacks:\n";
+    *text += match enable_tracking {
+        true => {
+            "# What this host lacks; enable_tracking mends tracking, acct, timestamp and events while \
+             the agent runs:\n"
+        }
+        false => "# What this host lacks:\n",
+    };
     for finding in found {
         if let Err(error) = writeln!(text, "# - {finding}") {
             fail(Exit::Failure, &error);

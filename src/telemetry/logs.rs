@@ -63,6 +63,13 @@ pub fn start(settings: TelemetrySettings) -> Result<(), LogError> {
 fn filter(level: LogLevel, directives: Option<&str>) -> Result<EnvFilter, LogError> {
     let builder = EnvFilter::builder();
     if let Some(directives) = directives {
+        // A bare word that is no level would be taken for a target, and silence all others.
+        let bare =
+            directives.split(',').map(str::trim).filter(|word| !word.contains(['=', ':', '[']));
+        for word in bare {
+            word.parse::<LevelFilter>()
+                .map_err(|_| LogError::Environment(format!("`{word}` is no level")))?;
+        }
         return builder.parse(directives).map_err(|error| LogError::Environment(error.to_string()));
     }
     let filter = builder.with_default_directive(level_filter(level).into()).parse_lossy("");
@@ -137,6 +144,13 @@ impl Default for Recurring {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bare_word_that_is_no_level_is_refused_and_does_not_silence_the_log() {
+        assert!(filter(LogLevel::Info, Some("loud")).is_err());
+        assert!(filter(LogLevel::Info, Some("info,foo")).is_err());
+        assert!(filter(LogLevel::Info, Some("debug,conntrail::sink=trace")).is_ok());
+    }
 
     #[test]
     fn the_first_is_said_at_once_then_a_count_each_interval() {
