@@ -102,8 +102,9 @@ fn a_snapshot_waits_for_a_full_queue_and_ends_with_its_end() -> Result<()> {
         return Ok(());
     }
     let (_limit, netns, _generator) = filled("snapshot", FLOWS)?;
-    // Room for one batch and a half, some 30 times less than the dump.
-    let bound = conntrail::control::DUMP_BATCH * 3 / 2;
+    // Room for a batch or two, some 15 times less than the dump. A batch weighs what its buffer holds,
+    // which may be twice its bytes, and one alone may weigh more than the bound.
+    let bound = conntrail::control::DUMP_BATCH * 3;
     let (sender, receiver) = queue(bound);
     let gauge = sender.queue();
     let (entries, complete, fullest) = std::thread::scope(|scope| {
