@@ -6,16 +6,14 @@
 
 use sha1::block_api::compress;
 
+use crate::ctnetlink::uapi::ipproto::{
+    IPPROTO_ICMP as ICMP, IPPROTO_ICMPV6 as ICMPV6, IPPROTO_SCTP as SCTP, IPPROTO_TCP as TCP,
+    IPPROTO_UDP as UDP,
+};
 use crate::ctnetlink::{Tuple, TupleParts};
 
 /// Length of `"1:"` and the 28 characters of a SHA-1 in base64.
 pub const LEN: usize = 30;
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
 
 /// Initial state of SHA-1 (FIPS 180-4, 5.3.1).
 const SHA1_INIT: [u32; 5] = [0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0];

@@ -9,6 +9,8 @@
 //! each format: as an array of functions it cost an indirect call for each of some fifty fields.
 
 use crate::capture::ValveChange;
+use crate::ctnetlink::uapi::ipproto::IPPROTO_GRE;
+use crate::ctnetlink::uapi::status::{IPS_DST_NAT, IPS_SRC_NAT};
 use crate::ctnetlink::{Attrs, Conn, ExpectAttrs, Extra, Tuple, TupleParts, names};
 
 use super::community_id::CommunityId;
@@ -449,11 +451,6 @@ impl<'a> RareOf<'a> {
     }
 }
 
-/// `IPS_SRC_NAT`. The bits SRC_NAT_DONE and DST_NAT_DONE are set without a translation too.
-const IPS_SRC_NAT: u32 = 1 << 4;
-/// `IPS_DST_NAT`.
-const IPS_DST_NAT: u32 = 1 << 5;
-
 /// How a flow was translated.
 #[derive(Clone, Copy, Debug)]
 pub struct Translation<'a> {
@@ -468,6 +465,7 @@ impl Flow {
     #[inline]
     pub fn translation(&self) -> Option<Translation<'_>> {
         let conn = &self.conn;
+        // SRC_NAT_DONE and DST_NAT_DONE are set without a translation too.
         let translated = conn.status & (IPS_SRC_NAT | IPS_DST_NAT) != 0;
         if !translated || !conn.has(Attrs::STATUS | Attrs::TUPLE_ORIG | Attrs::TUPLE_REPLY) {
             return None;
@@ -514,8 +512,6 @@ impl<'a> Translation<'a> {
     }
 }
 
-const GRE: u8 = 47;
-
 fn src_ip(tuple: &Tuple) -> Option<Ip> {
     tuple.has(TupleParts::SRC).then_some(Ip { bytes: tuple.src_bytes, v6: tuple.v6 })
 }
@@ -525,19 +521,19 @@ fn dst_ip(tuple: &Tuple) -> Option<Ip> {
 }
 
 fn src_port(tuple: &Tuple) -> Option<u16> {
-    (tuple.has(TupleParts::SRC_PORT) && tuple.proto != GRE).then_some(tuple.src_port)
+    (tuple.has(TupleParts::SRC_PORT) && tuple.proto != IPPROTO_GRE).then_some(tuple.src_port)
 }
 
 fn dst_port(tuple: &Tuple) -> Option<u16> {
-    (tuple.has(TupleParts::DST_PORT) && tuple.proto != GRE).then_some(tuple.dst_port)
+    (tuple.has(TupleParts::DST_PORT) && tuple.proto != IPPROTO_GRE).then_some(tuple.dst_port)
 }
 
 fn gre_src(tuple: &Tuple) -> Option<u16> {
-    (tuple.has(TupleParts::SRC_PORT) && tuple.proto == GRE).then_some(tuple.src_port)
+    (tuple.has(TupleParts::SRC_PORT) && tuple.proto == IPPROTO_GRE).then_some(tuple.src_port)
 }
 
 fn gre_dst(tuple: &Tuple) -> Option<u16> {
-    (tuple.has(TupleParts::DST_PORT) && tuple.proto == GRE).then_some(tuple.dst_port)
+    (tuple.has(TupleParts::DST_PORT) && tuple.proto == IPPROTO_GRE).then_some(tuple.dst_port)
 }
 
 fn icmp(tuple: &Tuple) -> Option<&Tuple> {

@@ -5,18 +5,13 @@
 use std::fmt::{self, Display, Formatter};
 use std::io::Write;
 
+use crate::ctnetlink::uapi::ipproto::IPPROTO_GRE;
+use crate::ctnetlink::uapi::status::{IPS_ASSURED, IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY};
 use crate::ctnetlink::{Attrs, Conn, Counters, ExpectAttrs, Tuple, TupleParts, names};
 use crate::flow::{AgentNote, Body, Expectation, Flow, FlowEvent, Gap, View};
 
 use super::Format;
 use super::time::Rfc3339;
-
-const IPS_SEEN_REPLY: u32 = 1 << 1;
-const IPS_ASSURED: u32 = 1 << 2;
-const IPS_OFFLOAD: u32 = 1 << 14;
-const IPS_HW_OFFLOAD: u32 = 1 << 15;
-
-const GRE: u8 = 47;
 
 #[derive(Debug, Default)]
 pub struct Conntrack {
@@ -176,7 +171,7 @@ fn tuple(f: &mut Formatter<'_>, tuple: &Tuple) -> fmt::Result {
     if !tuple.has(TupleParts::SRC_PORT | TupleParts::DST_PORT) {
         return Ok(());
     }
-    if tuple.proto == GRE {
+    if tuple.proto == IPPROTO_GRE {
         return write!(f, "srckey=0x{:x} dstkey=0x{:x} ", tuple.src_port, tuple.dst_port);
     }
     write!(f, "sport={} dport={} ", tuple.src_port, tuple.dst_port)

@@ -9,10 +9,12 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
+use crate::ctnetlink::uapi::ipproto::IPPROTO_GRE;
+use crate::ctnetlink::uapi::status::{IPS_DST_NAT, IPS_SRC_NAT};
 use crate::ctnetlink::{Attrs, Conn, Expect, ExpectAttrs, Tuple, TupleParts};
 
-const IPS_NAT_MASK: u32 = 1 << 4 | 1 << 5;
-const GRE: u8 = 47;
+/// `IPS_NAT_MASK` of the kernel.
+const IPS_NAT_MASK: u32 = IPS_SRC_NAT | IPS_DST_NAT;
 
 /// The conditions; an empty list is no condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Filter {
                 .iter()
                 .filter(|tuple| tuple.has(TupleParts::SRC_PORT | TupleParts::DST_PORT))
                 // A GRE key is no port, though it stands in its attribute.
-                .filter(|tuple| tuple.proto != GRE)
+                .filter(|tuple| tuple.proto != IPPROTO_GRE)
                 .any(|tuple| given(tuple.src_port) || given(tuple.dst_port))
     }
 
@@ -175,8 +177,8 @@ mod tests {
         assert!([51234, 443, 61022].iter().all(|&number| port(number).passes(&conn())));
         assert!(!port(80).passes(&conn()));
         let mut gre = conn();
-        gre.orig.proto = GRE;
-        gre.reply.proto = GRE;
+        gre.orig.proto = IPPROTO_GRE;
+        gre.reply.proto = IPPROTO_GRE;
         assert!(!port(443).passes(&gre));
     }
 
